@@ -1,0 +1,2 @@
+export { ChainBatch } from "./chain-batch.ts";
+export * from "./types.ts";
