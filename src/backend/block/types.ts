@@ -1,0 +1,96 @@
+/**
+ * Block back ends: bytes at offsets, nothing of virtio. Requests live in slots of parallel arrays that the front side owns, so that a request costs
+ * no object and no Promise.
+ */
+
+export const BLOCK_READ = 0;
+export const BLOCK_WRITE = 1;
+/** Everything that was completed before reaches the medium. */
+export const BLOCK_FLUSH = 2;
+export const BLOCK_DISCARD = 3;
+export const BLOCK_WRITE_ZEROES = 4;
+
+/** Results of a request. */
+export const BLOCK_OK = 0;
+/** The medium failed (or is full); what the range holds now is unknown. */
+export const BLOCK_IO_ERROR = 1;
+/** The back end cannot do this operation at all. */
+export const BLOCK_UNSUPPORTED = 2;
+
+/** Where a request's bytes come from or go to: pieces of buffers, in order. Grows as needed, is never shrunk. */
+export class IoVector {
+  count = 0;
+  readonly buffer: Uint8Array[] = [];
+  readonly offset: number[] = [];
+  readonly length: number[] = [];
+
+  clear(): void {
+    this.count = 0;
+  }
+
+  add(buffer: Uint8Array, offset: number, length: number): void {
+    const i = this.count++;
+    this.buffer[i] = buffer;
+    this.offset[i] = offset;
+    this.length[i] = length;
+  }
+}
+
+/**
+ * Requests in parallel arrays, indexed by slot. The front side fills a slot and submits it; until it is completed, the
+ * slot and its vector belong to the back end.
+ */
+export class BlockRequests {
+  readonly slots: number;
+  /** BLOCK_READ, ... */
+  readonly op: Uint8Array;
+  /** First byte on the disk. */
+  readonly offset: Float64Array;
+  /** Bytes; for reads and writes the sum of the vector. */
+  readonly length: Float64Array;
+  /** Counts the slot's uses: an answer to an older use is dropped. */
+  readonly generation: Uint32Array;
+  readonly vector: IoVector[];
+
+  constructor(slots: number) {
+    this.slots = slots;
+    this.op = new Uint8Array(slots);
+    this.offset = new Float64Array(slots);
+    this.length = new Float64Array(slots);
+    this.generation = new Uint32Array(slots);
+    this.vector = Array.from({ length: slots }, () => new IoVector());
+  }
+}
+
+/** The front side, as a back end sees it. */
+export interface BlockSink {
+  /**
+   * A request is done, with BLOCK_OK or another result. May be called inside `submit` (the data was at hand) or later;
+   * exactly once for each slot and generation.
+   */
+  complete(slot: number, generation: number, result: number): void;
+  /** After one or more completions that came outside `submit`: they may be published now. */
+  completed(): void;
+  /** The disk has another size now. */
+  resized(capacity: number): void;
+}
+
+export interface BlockBackend {
+  /** For messages: the file's name, or what it is. */
+  readonly name: string;
+  /** Bytes, a multiple of {@link blockSize}. */
+  readonly capacity: number;
+  readonly readOnly: boolean;
+  /** Smallest unit of a request in bytes: a power of two, 512 or more. */
+  readonly blockSize: number;
+  /** The medium's own unit, for hints to the guest; at least {@link blockSize}. */
+  readonly physicalBlockSize: number;
+  /** True when every request completes inside `submit`; then its buffers may be memory that moves later. */
+  readonly inline: boolean;
+  /** Connects the front side; once. */
+  attach(requests: BlockRequests, sink: BlockSink): void;
+  /** Begins the requests in `slots[0..count)`, without blocking the thread. Ranges are within the capacity and aligned. */
+  submit(slots: ArrayLike<number>, count: number): void;
+  /** Waits for what is in flight, flushes if writable, lets go of the file. Idempotent. */
+  close(): Promise<void>;
+}

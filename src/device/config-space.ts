@@ -1,0 +1,71 @@
+/** Whom a configuration space tells of changes. */
+export interface ConfigListener {
+  /** The device changed it: a configuration change notification is due. */
+  changed(): void;
+  /** The driver wrote `length` writable bytes at `offset`. */
+  written(offset: number, length: number): void;
+}
+
+/**
+ * Device-specific configuration space (VIRTIO 1.4 §2.5): bytes that the device owns, of which the driver may write only
+ * the declared ranges. Every access is clamped here, so a device never sees an offset outside. Reads outside give 0.
+ */
+export class ConfigSpace {
+  readonly size: number;
+  /** For the device's own use while it fills in start values; later changes go through {@link update}. */
+  readonly view: DataView;
+  readonly #bytes: Uint8Array;
+  readonly #writable: Uint8Array;
+  readonly #listener: ConfigListener;
+  #generation = 0;
+
+  constructor(size: number, listener: ConfigListener) {
+    this.size = size;
+    this.#bytes = new Uint8Array(size);
+    this.view = new DataView(this.#bytes.buffer);
+    this.#writable = new Uint8Array(size);
+    this.#listener = listener;
+  }
+
+  /** Changes with every change that a driver could see between two reads; 8 bits wide (§2.5.1). */
+  get generation(): number {
+    return this.#generation;
+  }
+
+  /** Lets the driver write these bytes. */
+  allowWrite(offset: number, length: number): void {
+    this.#writable.fill(1, offset, offset + length);
+  }
+
+  /** Changes fields from the device's side; bumps the generation and notifies the driver. */
+  update(change: (view: DataView) => void): void {
+    change(this.view);
+    this.#generation = (this.#generation + 1) & 0xff;
+    this.#listener.changed();
+  }
+
+  /** Little-endian value of 1, 2 or 4 bytes at any offset. */
+  read(offset: number, size: number): number {
+    let value = 0;
+    for (let i = size - 1; i >= 0; i--) value = value * 256 + (this.#bytes[offset + i] ?? 0);
+    return value;
+  }
+
+  /** Copies a range out, clamped; returns how many bytes exist there. */
+  readBytes(offset: number, into: Uint8Array): number {
+    const part = this.#bytes.subarray(Math.min(offset, this.size), Math.min(offset + into.length, this.size));
+    into.set(part);
+    return part.length;
+  }
+
+  /** A driver's write of 1, 2 or 4 bytes; bytes that are not writable keep their value. */
+  write(offset: number, size: number, value: number): void {
+    let wrote = false;
+    for (let i = 0; i < size; i++) {
+      if (this.#writable[offset + i] !== 1) continue;
+      this.#bytes[offset + i] = Math.floor(value / 2 ** (8 * i)) & 0xff;
+      wrote = true;
+    }
+    if (wrote) this.#listener.written(offset, size);
+  }
+}

@@ -1,0 +1,319 @@
+import type { Environment } from "../common/environment.ts";
+import { VirtkitError } from "../common/error.ts";
+import { FeatureSet } from "../common/feature-set.ts";
+import type { GuestMemory } from "../memory/guest-memory.ts";
+import {
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_NOTIFY_ON_EMPTY,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_RING_RESET,
+  VIRTIO_F_VERSION_1,
+} from "../spec/features.ts";
+import {
+  ChainBatch,
+  createDeviceQueue,
+  INITIAL_QUEUE_STATE,
+  type QueueConfig,
+  type QueueFault,
+  type QueueFeatures,
+  type QueueState,
+} from "../virtqueue/index.ts";
+import { ConfigSpace } from "./config-space.ts";
+import { RunningQueue } from "./running-queue.ts";
+import type { TransportPort } from "./transport-port.ts";
+
+/** The ring features that every device here can offer, because `virtqueue/` implements them. */
+export const RING_FEATURES = FeatureSet.of(
+  VIRTIO_F_VERSION_1,
+  VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_RING_RESET,
+);
+
+/** Ring features offered unless the caller chooses others: those that drivers in the field use well. */
+export const DEFAULT_RING_FEATURES = RING_FEATURES.without(
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_NOTIFICATION_DATA,
+);
+
+/** Chains that are taken from a queue in one go. */
+const BATCH_CHAINS = 128;
+/** Batches that one kick may work through before other work gets its turn. */
+const BATCHES_PER_TURN = 16;
+
+/** What a concrete device tells the core of itself. */
+export interface DeviceDescription {
+  /** For messages: the device's id or type. */
+  readonly name: string;
+  /** Device type, VIRTIO_ID_*. */
+  readonly deviceId: number;
+  /** Largest size of each queue, in order; its length is the number of queues. */
+  readonly queueSizes: readonly number[];
+  /** Feature bits of the device type that it offers. */
+  readonly features: FeatureSet;
+  /** Ring features it offers; {@link DEFAULT_RING_FEATURES} unless said. */
+  readonly ringFeatures?: FeatureSet;
+  /** Bytes of the device-specific configuration; 0 for none. */
+  readonly configSize: number;
+  readonly environment: Environment;
+}
+
+/**
+ * A device, whatever carries it: features, configuration, running queues. Strict transports (PCI, MMIO) drive it
+ * through a `StatusMachine`; vhost-user starts and stops rings one by one. A concrete device extends this class and
+ * overrides the `on...` methods; it never sees a transport.
+ *
+ * Reset and stop are immediate: I/O that is still in flight is disowned (see {@link RunningQueue.live}). A transport
+ * that can wait calls {@link drain} first; a device may give a back end guest memory to keep only where
+ * `memory.fixed` says so and then must finish such I/O in {@link onDrain}.
+ */
+export abstract class DeviceCore {
+  readonly name: string;
+  readonly deviceId: number;
+  readonly queueSizes: readonly number[];
+  readonly config: ConfigSpace;
+  protected readonly environment: Environment;
+  /** Rules that a driver broke, by count; the first is also logged. */
+  faults = 0;
+  #offered: FeatureSet;
+  #negotiated = FeatureSet.EMPTY;
+  #port: TransportPort | undefined;
+  readonly #queues: (RunningQueue | undefined)[];
+  readonly #batches: ChainBatch[] = [];
+  #broken: string | undefined;
+  #servicing = 0;
+
+  protected constructor(description: DeviceDescription) {
+    this.name = description.name;
+    this.deviceId = description.deviceId;
+    this.queueSizes = description.queueSizes;
+    this.environment = description.environment;
+    this.#offered = description.features.union(description.ringFeatures ?? DEFAULT_RING_FEATURES);
+    this.#queues = new Array(description.queueSizes.length).fill(undefined);
+    this.config = new ConfigSpace(description.configSize, {
+      changed: () => this.#port?.notifyConfig(),
+      written: (offset, length) => this.onConfigWritten(offset, length),
+    });
+  }
+
+  /** Every feature bit that the device offers. */
+  get offeredFeatures(): FeatureSet {
+    return this.#offered;
+  }
+
+  /** The features in force, from {@link setFeatures} on. */
+  get features(): FeatureSet {
+    return this.#negotiated;
+  }
+
+  /** Why the device needs a reset, or undefined while it is sound. */
+  get broken(): string | undefined {
+    return this.#broken;
+  }
+
+  get memory(): GuestMemory {
+    return this.#attached().memory;
+  }
+
+  /** Plugs the device into its transport. Once, before anything else. */
+  attach(port: TransportPort): void {
+    if (this.#port !== undefined)
+      throw new VirtkitError(
+        "ERR_VIRTKIT_ATTACHED",
+        `${this.name} is attached already; make a device for each transport`,
+      );
+    this.#port = port;
+  }
+
+  /**
+   * Offers other features from now on (a transport property such as `packed=on`, or QEMU's `mrg_rxbuf=off`). Only before a driver
+   * negotiates.
+   */
+  setOfferedFeatures(features: FeatureSet): void {
+    this.#offered = features;
+  }
+
+  /**
+   * The driver's choice. False when the device does not accept it: a bit that was not offered, or a bit without one that
+   * it requires (device: Feature Bits #2). The old choice then stays in force.
+   */
+  setFeatures(features: FeatureSet): boolean {
+    if (!features.isSubsetOf(this.#offered)) return false;
+    if (!this.acceptsFeatures(features)) return false;
+    this.#negotiated = features;
+    this.onFeatures(features);
+    return true;
+  }
+
+  /**
+   * Starts queue `index` with the geometry that the driver programmed, from `state` on. Returns the fault when the driver gave
+   * bad addresses (the device then needs a reset), undefined when the queue runs.
+   */
+  startQueue(index: number, config: QueueConfig, state: QueueState = INITIAL_QUEUE_STATE): QueueFault | undefined {
+    if (this.#queues[index] !== undefined) this.stopQueue(index);
+    const queue = createDeviceQueue(this.memory, config, queueFeatures(this.#negotiated), state);
+    const running = new RunningQueue(index, queue, () => this.#attached().notifyQueue(index));
+    this.#queues[index] = running;
+    if (queue.fault !== undefined) {
+      this.#queueFault(running);
+      return queue.fault;
+    }
+    this.onQueueStart(running);
+    return undefined;
+  }
+
+  /** Stops a queue at once; I/O in flight is disowned. Returns how far it came; the start state if it did not run. */
+  stopQueue(index: number): QueueState {
+    const running = this.#queues[index];
+    if (running === undefined) return INITIAL_QUEUE_STATE;
+    const state = running.queue.state();
+    running.live = false;
+    this.#queues[index] = undefined;
+    this.onQueueStop(running);
+    return state;
+  }
+
+  /** Resolves when no I/O is in flight on queue `index` (on any queue without an index). New kicks are still taken. */
+  async drain(index?: number): Promise<void> {
+    await this.onDrain(index);
+  }
+
+  /** The queue as it runs now, or undefined. */
+  queue(index: number): RunningQueue | undefined {
+    return this.#queues[index];
+  }
+
+  /** Back to the state after power-up: no queue runs, nothing is negotiated, the configuration has its start values. */
+  reset(): void {
+    for (let i = 0; i < this.#queues.length; i++) this.stopQueue(i);
+    this.#negotiated = FeatureSet.EMPTY;
+    this.#broken = undefined;
+    this.onReset();
+  }
+
+  /** An available buffer notification arrived. One for a queue that does not run, or does not exist, is ignored. */
+  kick(index: number): void {
+    const running = this.#queues[index];
+    if (running !== undefined && running.queue.fault === undefined) this.onKick(running);
+  }
+
+  /** The transport says that the driver is up (DRIVER_OK), or with false that it is going away. */
+  driverReady(_ready: boolean): void {}
+
+  /** Lets go of everything outside (back ends are closed by whoever opened them). The device is not used again. */
+  async close(): Promise<void> {
+    this.reset();
+  }
+
+  // What a concrete device overrides.
+
+  /** Whether this subset of the offered features makes sense (each bit with those it requires). */
+  protected acceptsFeatures(_features: FeatureSet): boolean {
+    return true;
+  }
+  protected onFeatures(_features: FeatureSet): void {}
+  protected onQueueStart(_queue: RunningQueue): void {}
+  protected onQueueStop(_queue: RunningQueue): void {}
+  protected onReset(): void {}
+  protected async onDrain(_index?: number): Promise<void> {}
+  /** The driver wrote configuration bytes that were declared writable. */
+  protected onConfigWritten(_offset: number, _length: number): void {}
+  /** A kick. The default works the queue off through {@link onChains}. */
+  protected onKick(queue: RunningQueue): void {
+    this.service(queue);
+  }
+  /**
+   * Chains were taken from the queue, already checked. Each has to be pushed, now or later; the core publishes and notifies
+   * after each batch. Only called by {@link service}.
+   */
+  protected onChains(_queue: RunningQueue, _batch: ChainBatch): void {}
+
+  /**
+   * Works a queue off: suppress kicks, take and handle batches, publish, ask for kicks again and look again, because a
+   * driver that added a chain between our last look and the re-arming did not kick for it (VIRTIO 1.4 §2.7.7.2).
+   * Bounded: a driver that adds as fast as we take must not keep the thread, so the rest is left for a later turn.
+   */
+  protected service(running: RunningQueue): void {
+    const { queue } = running;
+    const batch = this.#batches[this.#servicing] ?? this.#newBatch();
+    this.#servicing++;
+    let turns = BATCHES_PER_TURN;
+    try {
+      do {
+        queue.disableKicks();
+        for (;;) {
+          batch.clear();
+          if (queue.pop(batch, BATCH_CHAINS) === 0) break;
+          this.onChains(running, batch);
+          if (!running.live) return;
+          running.publish();
+          if (--turns === 0) {
+            this.environment.defer(() => this.#resume(running));
+            return;
+          }
+        }
+      } while (queue.enableKicks());
+    } finally {
+      this.#servicing--;
+    }
+    if (queue.fault !== undefined) this.#queueFault(running);
+  }
+
+  /** The device cannot go on: DEVICE_NEEDS_RESET. Logged once until the next reset, counted always. */
+  protected fail(reason: string): void {
+    this.faults++;
+    if (this.#broken !== undefined) return;
+    this.#broken = reason;
+    this.environment.log.log("warn", `${this.name}: ${reason}; the device needs a reset`);
+    this.#port?.notifyNeedsReset(reason);
+  }
+
+  /** After using a queue outside {@link service}: passes its fault on, if it has one. True when the queue is sound. */
+  protected checkQueue(running: RunningQueue): boolean {
+    if (running.queue.fault === undefined) return true;
+    this.#queueFault(running);
+    return false;
+  }
+
+  #resume(running: RunningQueue): void {
+    if (running.live && running.queue.fault === undefined) this.service(running);
+  }
+
+  #queueFault(running: RunningQueue): void {
+    if (running.faultReported) return;
+    running.faultReported = true;
+    this.fail(`queue ${running.index}: ${running.queue.fault?.reason ?? "broken"}`);
+  }
+
+  // A device may be re-entered (a back end that finishes inside submit may kick another queue), so each depth has its batch.
+  #newBatch(): ChainBatch {
+    const batch = new ChainBatch(BATCH_CHAINS);
+    this.#batches.push(batch);
+    return batch;
+  }
+
+  #attached(): TransportPort {
+    if (this.#port === undefined)
+      throw new VirtkitError("ERR_VIRTKIT_NOT_ATTACHED", `${this.name} has no transport; attach it to one first`);
+    return this.#port;
+  }
+}
+
+function queueFeatures(features: FeatureSet): QueueFeatures {
+  return {
+    packed: features.has(VIRTIO_F_RING_PACKED),
+    indirect: features.has(VIRTIO_F_INDIRECT_DESC),
+    eventIdx: features.has(VIRTIO_F_EVENT_IDX),
+    inOrder: features.has(VIRTIO_F_IN_ORDER),
+    notificationData: features.has(VIRTIO_F_NOTIFICATION_DATA),
+    legacy: !features.has(VIRTIO_F_VERSION_1),
+    notifyOnEmpty: features.has(VIRTIO_F_NOTIFY_ON_EMPTY),
+  };
+}
