@@ -1,0 +1,138 @@
+import type { GuestMemory } from "../memory/guest-memory.ts";
+import { VIRTQ_CHAIN_MAX_BYTES, VIRTQ_DESC_SIZE } from "../spec/ring.ts";
+import type { ChainBatch } from "./chain-batch.ts";
+import { bufferAddressFault, chainBytesFault, indirectFault, orderFault } from "./fault.ts";
+import type { QueueFault } from "./types.ts";
+
+/** `next` is 16 bits wide, so a larger table could not be used; Linux's vhost draws the line here too. */
+export const INDIRECT_MAX_ENTRIES = 65536;
+
+/**
+ * A batch that has grown to so many segments ends there, and the rest is popped with the next one: otherwise a ring full
+ * of heads that all name one huge indirect table would cost gigabytes.
+ */
+export const BATCH_SEGMENTS = 65536;
+
+/**
+ * The thorough way through one chain, for both formats: indirect tables, buffers that run over the border of two
+ * regions, empty buffers, and the reason when something is wrong. The queues' own loops handle the plain cases and start
+ * over here with everything else. Nothing of a chain shows in the batch before {@link end}.
+ */
+export class ChainWalker {
+  fault: QueueFault | undefined;
+  /** The indirect table that {@link table} opened: 32-bit words, the first word's index, entries. */
+  tableWords: Uint32Array = new Uint32Array(0);
+  tableBase = 0;
+  tableEntries = 0;
+  #batch: ChainBatch | undefined;
+  #segment = 0;
+  #readable = 0;
+  #writable = 0;
+  #readableBytes = 0;
+  #writableBytes = 0;
+  #sawWritable = false;
+  /** Where a table that is not aligned, or not in one region, is copied to. */
+  #scratch: Uint32Array = new Uint32Array(0);
+  readonly #memory: GuestMemory;
+
+  constructor(memory: GuestMemory) {
+    this.#memory = memory;
+  }
+
+  /** Begins a chain whose segments go into `batch` from index `segment` on. */
+  begin(batch: ChainBatch, segment: number): void {
+    this.fault = undefined;
+    this.#batch = batch;
+    this.#segment = segment;
+    this.#readable = 0;
+    this.#writable = 0;
+    this.#readableBytes = 0;
+    this.#writableBytes = 0;
+    this.#sawWritable = false;
+  }
+
+  /**
+   * Adds one buffer. An empty one is allowed and adds nothing: neither VIRTIO 1.4 nor Linux forbids it, no byte of it is
+   * ever touched, and so its address does not matter.
+   */
+  add(address: number, length: number, write: boolean): boolean {
+    if (write) this.#sawWritable = true;
+    else if (this.#sawWritable) return this.stop(orderFault());
+    const bytes = this.#readableBytes + this.#writableBytes + length;
+    if (bytes > VIRTQ_CHAIN_MAX_BYTES) return this.stop(chainBytesFault());
+    if (write) this.#writableBytes += length;
+    else this.#readableBytes += length;
+    if (length === 0) return true;
+    const i = this.#memory.locate(address, length, write);
+    if (i < 0) return this.#split(address, length, write);
+    this.#segmentIn(i, address, length, write);
+    return true;
+  }
+
+  /**
+   * Opens an indirect table. It may lie anywhere (VIRTIO 1.4 §2.7.5.3 asks for no alignment); one that cannot be read in
+   * place is copied once. A table may be longer than the queue, as stock Linux drivers make them.
+   */
+  table(address: number, length: number): boolean {
+    if (length === 0 || length % VIRTQ_DESC_SIZE !== 0)
+      return this.stop(indirectFault(`a table of ${length} bytes is no whole number of descriptors`));
+    const entries = length / VIRTQ_DESC_SIZE;
+    if (entries > INDIRECT_MAX_ENTRIES)
+      return this.stop(indirectFault(`a table of ${entries} entries is longer than ${INDIRECT_MAX_ENTRIES}`));
+    this.tableEntries = entries;
+    const i = this.#memory.locate(address, length, false);
+    const region = this.#memory.regions[i];
+    if (region !== undefined && address % 4 === 0) {
+      this.tableWords = region.u32;
+      this.tableBase = (address - region.base) / 4;
+      return true;
+    }
+    if (this.#scratch.length < length / 4) this.#scratch = new Uint32Array(length / 4);
+    if (!this.#memory.read(address, new Uint8Array(this.#scratch.buffer, 0, length)))
+      return this.stop(bufferAddressFault(address, length, false));
+    this.tableWords = this.#scratch;
+    this.tableBase = 0;
+    return true;
+  }
+
+  /** Writes the chain's totals to entry `chain` of the batch. Returns the index behind its last segment. */
+  end(chain: number): number {
+    const batch = this.#batch as ChainBatch;
+    batch.readable[chain] = this.#readable;
+    batch.writable[chain] = this.#writable;
+    batch.readableBytes[chain] = this.#readableBytes;
+    batch.writableBytes[chain] = this.#writableBytes;
+    return this.#segment;
+  }
+
+  stop(fault: QueueFault): false {
+    this.fault = fault;
+    return false;
+  }
+
+  /** A buffer that runs from one region into its neighbour becomes a segment in each. */
+  #split(address: number, length: number, write: boolean): boolean {
+    const memory = this.#memory;
+    for (let done = 0; done < length; ) {
+      const bytes = memory.contiguous(address + done, length - done);
+      const i = bytes === 0 ? -1 : memory.locate(address + done, bytes, write);
+      if (i < 0) return this.stop(bufferAddressFault(address, length, write));
+      this.#segmentIn(i, address + done, bytes, write);
+      done += bytes;
+    }
+    return true;
+  }
+
+  #segmentIn(i: number, address: number, length: number, write: boolean): void {
+    const batch = this.#batch as ChainBatch;
+    const s = this.#segment++;
+    // A segment's length is 32 bits wide; a descriptor's is too, so only a whole 4 GiB could not be said, and cannot occur.
+    if (s >= batch.length.length) batch.grow();
+    const region = this.#memory.regions[i];
+    batch.region[s] = i;
+    batch.offset[s] = address - (region === undefined ? 0 : region.base);
+    batch.length[s] = length;
+    if (write) this.#writable++;
+    else this.#readable++;
+  }
+}
