@@ -198,10 +198,13 @@ export abstract class DeviceCore {
     this.onReset();
   }
 
-  /** An available buffer notification arrived. One for a queue that does not run, or does not exist, is ignored. */
+  /**
+   * An available buffer notification arrived. One for a queue that does not run, or does not exist, is ignored, and so is
+   * every one while the device needs a reset.
+   */
   kick(index: number): void {
     const running = this.#queues[index];
-    if (running !== undefined && running.queue.fault === undefined) this.onKick(running);
+    if (running !== undefined && running.queue.fault === undefined && this.#broken === undefined) this.onKick(running);
   }
 
   /** The transport says that the driver is up (DRIVER_OK), or with false that it is going away. */
@@ -231,9 +234,12 @@ export abstract class DeviceCore {
   }
   /**
    * Chains were taken from the queue, already checked. Each has to be pushed, now or later; the core publishes and notifies
-   * after each batch. Only called by {@link service}.
+   * after each batch. Only called by {@link service}. Returns false when the device cannot take more now: it put the rest
+   * back with `unpop` and calls {@link service} itself once it can go on.
    */
-  protected onChains(_queue: RunningQueue, _batch: ChainBatch): void {}
+  protected onChains(_queue: RunningQueue, _batch: ChainBatch): boolean {
+    return true;
+  }
 
   /**
    * Works a queue off: suppress kicks, take and handle batches, publish, ask for kicks again and look again, because a
@@ -251,9 +257,10 @@ export abstract class DeviceCore {
         for (;;) {
           batch.clear();
           if (queue.pop(batch, BATCH_CHAINS) === 0) break;
-          this.onChains(running, batch);
+          const goOn = this.onChains(running, batch);
           if (!running.live) return;
           running.publish();
+          if (!goOn) return;
           if (--turns === 0) {
             this.environment.defer(() => this.#resume(running));
             return;
@@ -283,7 +290,7 @@ export abstract class DeviceCore {
   }
 
   #resume(running: RunningQueue): void {
-    if (running.live && running.queue.fault === undefined) this.service(running);
+    if (running.live && running.queue.fault === undefined && this.#broken === undefined) this.service(running);
   }
 
   #queueFault(running: RunningQueue): void {
