@@ -4,6 +4,15 @@ import { MemoryRegion } from "./memory-region.ts";
 /** Called after every write to guest memory, before the driver can learn of it. */
 export type WriteObserver = (address: number, length: number) => void;
 
+/** The map as columns, region by region, for loops that must not call out: see {@link GuestMemory.columns}. */
+export interface RegionColumns {
+  readonly base: Float64Array;
+  /** One past the last address. */
+  readonly end: Float64Array;
+  /** 1 where a device may write, else 0. */
+  readonly writable: Uint8Array;
+}
+
 /**
  * Guest-physical memory: the one border where an address of the other side is checked.
  *
@@ -19,6 +28,7 @@ export class GuestMemory {
    */
   readonly fixed: boolean;
   #regions: readonly MemoryRegion[] = [];
+  #columns: RegionColumns = { base: new Float64Array(0), end: new Float64Array(0), writable: new Uint8Array(0) };
   #last = 0;
   #observer: WriteObserver | undefined;
 
@@ -35,6 +45,11 @@ export class GuestMemory {
   /** The regions in ascending order of address. The array itself never changes; {@link setRegions} replaces it. */
   get regions(): readonly MemoryRegion[] {
     return this.#regions;
+  }
+
+  /** {@link regions} in parallel arrays, in the same order; replaced by {@link setRegions}. */
+  get columns(): RegionColumns {
+    return this.#columns;
   }
 
   /**
@@ -54,6 +69,11 @@ export class GuestMemory {
     }
     for (const old of this.#regions) if (!sorted.includes(old)) old.drop();
     this.#regions = sorted;
+    this.#columns = {
+      base: Float64Array.from(sorted, (region) => region.base),
+      end: Float64Array.from(sorted, (region) => region.end),
+      writable: Uint8Array.from(sorted, (region) => (region.readOnly ? 0 : 1)),
+    };
     this.#last = 0;
   }
 

@@ -1,6 +1,5 @@
 import { VirtkitError } from "../common/error.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
-import type { MemoryRegion } from "../memory/memory-region.ts";
 import * as ring from "../spec/ring.ts";
 import type { ChainBatch } from "./chain-batch.ts";
 import { BATCH_SEGMENTS, ChainWalker } from "./chain-walker.ts";
@@ -88,140 +87,134 @@ export class SplitDeviceQueue implements DeviceQueue {
       return 0;
     }
     const limit = Math.min(ahead, max, batch.capacity - batch.count);
-    return this.#take(batch, avail, availBase + 2, limit);
+    let count = 0;
+    while (count < limit && batch.segments < BATCH_SEGMENTS) {
+      count += this.#takePlain(batch, limit - count);
+      if (count >= limit || batch.segments >= BATCH_SEGMENTS) break;
+      if (!this.#takeAny(batch)) break;
+      count++;
+    }
+    return count;
   }
 
   /**
-   * The hot loop. Chains of plain direct descriptors are walked here; whatever else turns up is walked from its head by
-   * {@link #walk}, which uses nothing that was read here.
+   * The hot loop: takes up to `limit` chains, each of direct descriptors whose buffers lie in one region each. Ends early
+   * in front of a chain that is anything else, good or bad, and forgets what it read of it. It calls nothing: a call
+   * would make the compiler load every array's bounds again for each chain.
    */
-  #take(batch: ChainBatch, avail: Uint16Array, entries: number, limit: number): number {
+  #takePlain(batch: ChainBatch, limit: number): number {
     const size = this.size;
     const mask = this.#mask;
     const room = this.#room;
     const order = this.#order;
-    const memory = this.#memory;
-    const regions = memory.regions;
-    const table = this.#areas.desc.region.u32;
-    const tableBase = this.#areas.desc.offset >>> 2;
+    const { base: bases, end: ends, writable: writables } = this.#memory.columns;
+    const { desc, driver } = this.#areas;
+    const table = desc.region.u32;
+    const tableBase = desc.offset >>> 2;
+    const avail = driver.region.u16;
+    const entries = (driver.offset >>> 1) + 2;
     const position = this.#availIndex;
-    const firstChain = batch.count;
-    let { region: segRegion, offset: segOffset, length: segLength } = batch;
+    const start = batch.count;
+    const { id, first, readable, writable, readableBytes, writableBytes, region, offset, length } = batch;
+    const segmentLimit = Math.min(length.length, BATCH_SEGMENTS);
     let segments = batch.segments;
     let regionIndex = 0;
-    let base = 0;
-    let end = 0;
-    let writableRegion = false;
+    let base = 0.5;
+    let end = 0.5;
+    let canWrite = 0;
     let count = 0;
-    while (count < limit && segments < BATCH_SEGMENTS) {
+    chains: while (count < limit) {
       const head = avail[entries + ((position + count) & mask)] as number;
-      if (head >= size) {
-        this.#fault = indexFault("available head", head, size);
-        break;
-      }
-      if ((room[head] as number) >= 0) {
-        this.#fault = duplicateFault("made available twice: head", head);
-        break;
-      }
-      const chain = firstChain + count;
-      const firstSegment = segments;
+      if (head >= size || (room[head] as number) >= 0) break;
+      let segment = segments;
       let index = head;
       let descriptors = 1;
-      let readable = 0;
-      let readableBytes = 0;
-      let writable = 0;
-      let writableBytes = 0;
-      let plain = true;
+      let firstWritable = -1;
+      let bytes = 0;
+      let bytesBeforeWritable = 0;
       for (;;) {
         const at = tableBase + (index << 2);
         const tail = table[at + 3] as number;
-        const length = table[at + 2] as number;
+        const size32 = table[at + 2] as number;
         const address = (table[at + 1] as number) * TWO_32 + (table[at] as number);
-        if ((tail & INDIRECT) !== 0 || length === 0 || segments >= segLength.length) {
-          plain = false;
-          break;
-        }
-        if (!(address >= base && address + length <= end)) {
-          regionIndex = memory.locate(address, length, false);
-          if (regionIndex < 0) {
-            base = end = 0;
-            plain = false;
-            break;
-          }
-          const region = regions[regionIndex] as MemoryRegion;
-          base = region.base;
-          end = region.end;
-          writableRegion = !region.readOnly;
+        if ((tail & INDIRECT) !== 0 || size32 === 0 || segment >= segmentLimit) break chains;
+        if (!(address >= base && address + size32 <= end)) {
+          regionIndex = 0;
+          while (regionIndex < bases.length && !(address < (ends[regionIndex] as number))) regionIndex++;
+          if (regionIndex === bases.length) break chains;
+          base = bases[regionIndex] as number;
+          end = ends[regionIndex] as number;
+          canWrite = writables[regionIndex] as number;
+          if (!(address >= base && address + size32 <= end)) break chains;
         }
         if ((tail & WRITE) !== 0) {
-          if (!writableRegion) {
-            plain = false;
-            break;
+          if (canWrite === 0) break chains;
+          if (firstWritable < 0) {
+            firstWritable = segment;
+            bytesBeforeWritable = bytes;
           }
-          writable++;
-          writableBytes += length;
-        } else {
-          if (writable !== 0) {
-            plain = false;
-            break;
-          }
-          readable++;
-          readableBytes += length;
-        }
-        segRegion[segments] = regionIndex;
-        segOffset[segments] = address - base;
-        segLength[segments] = length;
-        segments++;
+        } else if (firstWritable >= 0) break chains;
+        bytes += size32;
+        region[segment] = regionIndex;
+        offset[segment] = address - base;
+        length[segment] = size32;
+        segment++;
         if ((tail & NEXT) === 0) break;
         index = tail >>> 16;
-        if (index >= size || descriptors++ === size) {
-          plain = false;
-          break;
-        }
+        if (index >= size || descriptors++ === size) break chains;
       }
-      if (plain && readableBytes + writableBytes <= CHAIN_MAX) {
-        batch.readable[chain] = readable;
-        batch.writable[chain] = writable;
-        batch.readableBytes[chain] = readableBytes;
-        batch.writableBytes[chain] = writableBytes;
-        room[head] = writableBytes;
-      } else {
-        segments = this.#walk(batch, table, tableBase, head, chain, firstSegment);
-        if (segments < 0) {
-          segments = firstSegment;
-          break;
-        }
-        ({ region: segRegion, offset: segOffset, length: segLength } = batch);
-        room[head] = batch.writableBytes[chain] as number;
+      if (bytes > CHAIN_MAX) break;
+      if (firstWritable < 0) {
+        firstWritable = segment;
+        bytesBeforeWritable = bytes;
       }
-      batch.id[chain] = head;
-      batch.first[chain] = firstSegment;
+      const chain = start + count;
+      id[chain] = head;
+      first[chain] = segments;
+      readable[chain] = firstWritable - segments;
+      writable[chain] = segment - firstWritable;
+      readableBytes[chain] = bytesBeforeWritable;
+      writableBytes[chain] = bytes - bytesBeforeWritable;
+      room[head] = bytes - bytesBeforeWritable;
       order[(position + count) & mask] = head;
+      segments = segment;
       count++;
     }
-    batch.count = firstChain + count;
-    batch.segments = segments;
-    this.#availIndex = (position + count) & 0xffff;
-    this.#inFlight += count;
+    this.#taken(batch, count, segments);
     return count;
   }
 
-  /** Walks one chain of any kind from its head. Returns the index behind its last segment, or -1 with the fault set. */
-  #walk(
-    batch: ChainBatch,
-    words: Uint32Array,
-    base: number,
-    head: number,
-    chain: number,
-    firstSegment: number,
-  ): number {
+  /** Takes the next chain, of whatever kind. False, with the fault set, when it is malformed. */
+  #takeAny(batch: ChainBatch): boolean {
+    const { desc, driver } = this.#areas;
+    const slot = this.#availIndex & this.#mask;
+    const head = driver.region.u16[(driver.offset >>> 1) + 2 + slot] as number;
+    const chain = batch.count;
     const walker = this.#walker;
-    walker.begin(batch, firstSegment);
-    if (this.#follow(words, base, head)) return walker.end(chain);
-    this.#fault = walker.fault;
-    return -1;
+    if (head >= this.size) this.#fault = indexFault("available head", head, this.size);
+    else if ((this.#room[head] as number) >= 0) this.#fault = duplicateFault("made available twice: head", head);
+    else {
+      walker.begin(batch, batch.segments);
+      if (!this.#follow(desc.region.u32, desc.offset >>> 2, head)) this.#fault = walker.fault;
+    }
+    if (this.#fault !== undefined) return false;
+    batch.id[chain] = head;
+    batch.first[chain] = batch.segments;
+    const segments = walker.end(chain);
+    this.#room[head] = batch.writableBytes[chain] as number;
+    this.#order[slot] = head;
+    this.#taken(batch, 1, segments);
+    return true;
   }
 
+  #taken(batch: ChainBatch, count: number, segments: number): void {
+    batch.count += count;
+    batch.segments = segments;
+    this.#availIndex = (this.#availIndex + count) & 0xffff;
+    this.#inFlight += count;
+  }
+
+  /** Walks the chain of any kind that begins at `head`. */
   #follow(words: Uint32Array, base: number, head: number): boolean {
     const walker = this.#walker;
     let entries = this.size;
