@@ -18,6 +18,8 @@ export class ConfigSpace {
   readonly #writable: Uint8Array;
   readonly #listener: ConfigListener;
   #generation = 0;
+  /** Changed since the driver last read a field or the generation. */
+  #changed = false;
 
   constructor(size: number, listener: ConfigListener) {
     this.size = size;
@@ -27,8 +29,13 @@ export class ConfigSpace {
     this.#listener = listener;
   }
 
-  /** Changes with every change that a driver could see between two reads; 8 bits wide (§2.5.1). */
+  /**
+   * Changes whenever a driver could see different versions in two reads (VIRTIO 1.4 §2.5), 8 bits wide. It moves when a
+   * driver looks after a change and not with the change itself: 256 changes between two looks would bring it back to
+   * where it was (device: Common configuration structure layout #5).
+   */
   get generation(): number {
+    this.#seen();
     return this.#generation;
   }
 
@@ -37,15 +44,16 @@ export class ConfigSpace {
     this.#writable.fill(1, offset, offset + length);
   }
 
-  /** Changes fields from the device's side; bumps the generation and notifies the driver. */
+  /** Changes fields from the device's side: a new generation, and a notification of the driver. */
   update(change: (view: DataView) => void): void {
     change(this.view);
-    this.#generation = (this.#generation + 1) & 0xff;
+    this.#changed = true;
     this.#listener.changed();
   }
 
   /** Little-endian value of 1, 2 or 4 bytes at any offset. */
   read(offset: number, size: number): number {
+    this.#seen();
     let value = 0;
     for (let i = size - 1; i >= 0; i--) value = value * 256 + (this.#bytes[offset + i] ?? 0);
     return value;
@@ -53,6 +61,7 @@ export class ConfigSpace {
 
   /** Copies a range out, clamped; returns how many bytes exist there. */
   readBytes(offset: number, into: Uint8Array): number {
+    this.#seen();
     const part = this.#bytes.subarray(Math.min(offset, this.size), Math.min(offset + into.length, this.size));
     into.set(part);
     return part.length;
@@ -67,5 +76,11 @@ export class ConfigSpace {
       wrote = true;
     }
     if (wrote) this.#listener.written(offset, size);
+  }
+
+  #seen(): void {
+    if (!this.#changed) return;
+    this.#changed = false;
+    this.#generation = (this.#generation + 1) & 0xff;
   }
 }

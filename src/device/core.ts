@@ -160,11 +160,12 @@ export abstract class DeviceCore {
     if (this.#queues[index] !== undefined) this.stopQueue(index);
     const queue = createDeviceQueue(this.memory, config, queueFeatures(this.#negotiated), state);
     const running = new RunningQueue(index, queue, () => this.#attached().notifyQueue(index));
-    this.#queues[index] = running;
     if (queue.fault !== undefined) {
+      running.live = false;
       this.#queueFault(running);
       return queue.fault;
     }
+    this.#queues[index] = running;
     this.onQueueStart(running);
     return undefined;
   }
@@ -178,6 +179,14 @@ export abstract class DeviceCore {
     this.#queues[index] = undefined;
     this.onQueueStop(running);
     return state;
+  }
+
+  /**
+   * True while a back end still works on guest memory itself, for queue `index` (for any queue without an index), even after
+   * the queue was stopped. A strict transport holds a reset open as long, see {@link drain}.
+   */
+  busy(index?: number): boolean {
+    return this.isBusy(index);
   }
 
   /** Resolves when no I/O is in flight on queue `index` (on any queue without an index). New kicks are still taken. */
@@ -210,6 +219,12 @@ export abstract class DeviceCore {
   /** The transport says that the driver is up (DRIVER_OK), or with false that it is going away. */
   driverReady(_ready: boolean): void {}
 
+  /** A transport saw the driver break a rule of the registers: counted; if `fatal`, the device needs a reset. */
+  driverFault(reason: string, fatal: boolean): void {
+    if (fatal) this.fail(reason);
+    else if (this.faults++ === 0) this.environment.log.log("warn", `${this.name}: ${reason}; ignored`);
+  }
+
   /** Lets go of everything outside (back ends are closed by whoever opened them). The device is not used again. */
   async close(): Promise<void> {
     this.reset();
@@ -226,6 +241,10 @@ export abstract class DeviceCore {
   protected onQueueStop(_queue: RunningQueue): void {}
   protected onReset(): void {}
   protected async onDrain(_index?: number): Promise<void> {}
+  /** See {@link busy}. Only a device that hands guest memory to a back end overrides it, together with {@link onDrain}. */
+  protected isBusy(_index?: number): boolean {
+    return false;
+  }
   /** The driver wrote configuration bytes that were declared writable. */
   protected onConfigWritten(_offset: number, _length: number): void {}
   /** A kick. The default works the queue off through {@link onChains}. */
@@ -245,11 +264,17 @@ export abstract class DeviceCore {
    * Works a queue off: suppress kicks, take and handle batches, publish, ask for kicks again and look again, because a
    * driver that added a chain between our last look and the re-arming did not kick for it (VIRTIO 1.4 §2.7.7.2).
    * Bounded: a driver that adds as fast as we take must not keep the thread, so the rest is left for a later turn.
+   *
+   * A driver in the same process may kick from inside our notification, and a back end may complete inside its submit.
+   * Such a call finds the queue in service and makes the loop below look again.
    */
   protected service(running: RunningQueue): void {
+    running.again = true;
+    if (running.inService) return;
     const { queue } = running;
     const batch = this.#batches[this.#servicing] ?? this.#newBatch();
     this.#servicing++;
+    running.inService = true;
     let turns = BATCHES_PER_TURN;
     try {
       do {
@@ -257,10 +282,11 @@ export abstract class DeviceCore {
         for (;;) {
           batch.clear();
           if (queue.pop(batch, BATCH_CHAINS) === 0) break;
+          running.again = false;
           const goOn = this.onChains(running, batch);
           if (!running.live) return;
           running.publish();
-          if (!goOn) return;
+          if (!(goOn || running.again) || this.#broken !== undefined) return;
           if (--turns === 0) {
             this.environment.defer(() => this.#resume(running));
             return;
@@ -269,6 +295,7 @@ export abstract class DeviceCore {
       } while (queue.enableKicks());
     } finally {
       this.#servicing--;
+      running.inService = false;
     }
     if (queue.fault !== undefined) this.#queueFault(running);
   }

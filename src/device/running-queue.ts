@@ -10,6 +10,9 @@ export class RunningQueue {
   live = true;
   /** The core's own mark that {@link DeviceQueue.fault} was passed on. */
   faultReported = false;
+  /** The core's own marks: its service loop runs; it was asked for meanwhile. */
+  inService = false;
+  again = false;
   readonly #notify: () => void;
 
   constructor(index: number, queue: DeviceQueue, notify: () => void) {

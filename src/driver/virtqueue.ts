@@ -134,7 +134,7 @@ export class VirtQueue {
     return new Promise((resolve, reject) => {
       const transfer: Transfer = { out, in: in_, resolve, reject };
       if (this.#ring === undefined) reject(this.#resetError());
-      else if (this.#waiting.length > 0 || !this.#send(transfer)) this.#wait(transfer);
+      else if (this.#waiting.length > 0 || !this.#send(transfer)) this.#waiting.push(transfer);
       else this.kick();
     });
   }
@@ -233,26 +233,18 @@ export class VirtQueue {
       length: Uint32Array.from(entries, (entry) => entry.length),
     };
     const slot = this.#freeSlots.pop() ?? this.#transfers.length;
-    let added = false;
     try {
-      added = this.#ring?.add(sg, 0, transfer.out.length, transfer.in.length, TRANSFER_TOKENS + slot) ?? false;
+      const added = this.#ring?.add(sg, 0, transfer.out.length, transfer.in.length, TRANSFER_TOKENS + slot) ?? false;
+      this.#transfers[slot] = added ? transfer : undefined;
+      if (!added) this.#freeSlots.push(slot);
+      return added;
     } catch (error) {
+      // It can never fit. It is dealt with then, so that nobody behind it waits for it.
+      this.#transfers[slot] = undefined;
+      this.#freeSlots.push(slot);
       transfer.reject(error instanceof Error ? error : new Error(String(error)));
+      return true;
     }
-    if (added) this.#transfers[slot] = transfer;
-    else if (slot < this.#transfers.length) this.#freeSlots.push(slot);
-    return added;
-  }
-
-  #wait(transfer: Transfer): void {
-    if (this.inFlight === 0 && this.#waiting.length === 0)
-      transfer.reject(
-        new VirtkitError(
-          "ERR_VIRTKIT_CHAIN_TOO_LONG",
-          `queue ${this.index} of ${this.size} entries never has room for ${transfer.out.length + transfer.in.length} buffers in one chain`,
-        ),
-      );
-    else this.#waiting.push(transfer);
   }
 
   #finish(token: number): Transfer | undefined {

@@ -1,0 +1,187 @@
+import { FeatureSet } from "../common/feature-set.ts";
+import type { GuestMemory } from "../memory/guest-memory.ts";
+import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import {
+  VIRTIO_CONFIG_S_ACKNOWLEDGE,
+  VIRTIO_CONFIG_S_DRIVER,
+  VIRTIO_CONFIG_S_DRIVER_OK,
+  VIRTIO_CONFIG_S_FAILED,
+  VIRTIO_CONFIG_S_FEATURES_OK,
+  VIRTIO_CONFIG_S_NEEDS_RESET,
+} from "../spec/status.ts";
+import type { DeviceCore } from "./core.ts";
+import { QueueRegisters } from "./queue-registers.ts";
+import type { TransportPort } from "./transport-port.ts";
+
+/** What a strict transport does for its status machine. */
+export interface StatusHooks {
+  readonly memory: GuestMemory;
+  /** Sends a used buffer notification. Only called while the driver is up. */
+  queueInterrupt(index: number): void;
+  /** Sends a configuration change notification. Only called while the driver is up. */
+  configInterrupt(): void;
+  /** A device reset is done: the transport's own registers (vectors, interrupt status) go back to their start values. */
+  deviceReset(): void;
+  /** A queue reset is done: likewise for this queue. */
+  queueReset(index: number): void;
+}
+
+/** Bits that a driver sets; SUSPEND is never offered, NEEDS_RESET is the device's. */
+const DRIVER_BITS =
+  VIRTIO_CONFIG_S_ACKNOWLEDGE |
+  VIRTIO_CONFIG_S_DRIVER |
+  VIRTIO_CONFIG_S_FEATURES_OK |
+  VIRTIO_CONFIG_S_DRIVER_OK |
+  VIRTIO_CONFIG_S_FAILED;
+
+/**
+ * The registers that PCI, MMIO and the loopback transport have in common: device status, feature windows, queues. All values are
+ * unsigned, and every one of them may come from a hostile driver.
+ *
+ * What a driver does against the rules, and what becomes of it:
+ * - a bit is left out of a later write (a driver that writes 2 after 1): the bit stays set, as nothing was undone;
+ * - ACKNOWLEDGE or DRIVER is skipped, or several bits come at once: accepted, as QEMU does; they only inform;
+ * - FEATURES_OK with features that the device refuses: the bit stays clear, the driver may write others and try again;
+ * - DRIVER_OK without FEATURES_OK: the device does not go live and needs a reset;
+ * - DRIVER_OK is cleared while the device is live: the driver believes that the device stopped and will use the memory
+ *   for other things, so every queue stops, and the device needs a reset;
+ * - features written after FEATURES_OK, the geometry of an enabled queue, 0 written to queue_enable: ignored, counted.
+ */
+export class StatusMachine implements TransportPort {
+  readonly memory: GuestMemory;
+  readonly device: DeviceCore;
+  readonly queues: QueueRegisters;
+  /** Windows on the feature bits: which 32 bits the registers show. */
+  deviceFeatureSelect = 0;
+  driverFeatureSelect = 0;
+  readonly #hooks: StatusHooks;
+  readonly #driverFeatures = new Uint32Array(4);
+  #status = 0;
+  #resetting = false;
+
+  constructor(device: DeviceCore, hooks: StatusHooks) {
+    this.device = device;
+    this.memory = hooks.memory;
+    this.#hooks = hooks;
+    this.queues = new QueueRegisters(device, {
+      packed: () => device.features.has(VIRTIO_F_RING_PACKED),
+      resettable: () => device.features.has(VIRTIO_F_RING_RESET),
+      live: () => this.live,
+      wasReset: (index) => hooks.queueReset(index),
+    });
+    device.attach(this);
+  }
+
+  get status(): number {
+    return this.#status;
+  }
+
+  /** DRIVER_OK is set, nothing is broken, no reset is under way: queues run. */
+  get live(): boolean {
+    const bits = this.#status & (VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET);
+    return bits === VIRTIO_CONFIG_S_DRIVER_OK && !this.#resetting;
+  }
+
+  /** A driver's write to the device status register; 0 resets the device. */
+  writeStatus(value: number): void {
+    const bits = value & 0xff;
+    if (bits === 0) {
+      this.reset();
+      return;
+    }
+    // A driver must wait until it reads 0; until then the device is not its own.
+    if (this.#resetting) return;
+    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && (bits & VIRTIO_CONFIG_S_DRIVER_OK) === 0) {
+      this.queues.stop();
+      this.device.driverFault("the driver cleared DRIVER_OK without a reset", true);
+    }
+    const set = bits & DRIVER_BITS & ~this.#status;
+    this.#status |= set & ~(VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK);
+    if ((set & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && this.#latchFeatures()) this.#status |= VIRTIO_CONFIG_S_FEATURES_OK;
+    if ((set & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.#goLive();
+  }
+
+  /**
+   * Resets the device. The status reads 0 at once, unless a back end still works on guest memory: then when it has let
+   * go of it (device: Common configuration structure layout #6).
+   */
+  reset(): void {
+    if (this.#resetting) return;
+    this.#resetting = true;
+    this.queues.stop();
+    if (!this.device.busy()) {
+      this.#finishReset();
+      return;
+    }
+    const finish = () => this.#finishReset();
+    this.device.drain().then(finish, finish);
+  }
+
+  /** The 32 offered bits that `deviceFeatureSelect` chooses; 0 past the last. */
+  get deviceFeature(): number {
+    return this.device.offeredFeatures.word(this.deviceFeatureSelect);
+  }
+
+  get driverFeature(): number {
+    return this.#driverFeatures[this.driverFeatureSelect] ?? 0;
+  }
+
+  writeDriverFeature(value: number): void {
+    if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0)
+      this.device.driverFault("the driver wrote features after FEATURES_OK", false);
+    else if (this.driverFeatureSelect < this.#driverFeatures.length)
+      this.#driverFeatures[this.driverFeatureSelect] = value;
+  }
+
+  /** An available buffer notification: the doorbell's short way. */
+  kick(index: number): void {
+    if (this.live) this.device.kick(index);
+  }
+
+  notifyQueue(index: number): void {
+    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && !this.#resetting) this.#hooks.queueInterrupt(index);
+  }
+
+  notifyConfig(): void {
+    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && !this.#resetting) this.#hooks.configInterrupt();
+  }
+
+  notifyNeedsReset(_reason: string): void {
+    if (this.#resetting) return;
+    this.#status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+    this.notifyConfig();
+  }
+
+  #latchFeatures(): boolean {
+    const features = FeatureSet.fromWords(this.#driverFeatures);
+    // The legacy interface is another transport; here a driver that leaves VERSION_1 out would get other rings than it builds.
+    if (!features.has(VIRTIO_F_VERSION_1)) {
+      this.device.driverFault("the driver did not accept VIRTIO_F_VERSION_1", false);
+      return false;
+    }
+    return this.device.setFeatures(features);
+  }
+
+  #goLive(): void {
+    if ((this.#status & VIRTIO_CONFIG_S_NEEDS_RESET) !== 0) return;
+    if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) === 0) {
+      this.device.driverFault("the driver set DRIVER_OK without FEATURES_OK", true);
+      return;
+    }
+    this.#status |= VIRTIO_CONFIG_S_DRIVER_OK;
+    this.device.driverReady(true);
+    this.queues.start();
+  }
+
+  #finishReset(): void {
+    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.device.driverReady(false);
+    this.device.reset();
+    this.#status = 0;
+    this.deviceFeatureSelect = 0;
+    this.driverFeatureSelect = 0;
+    this.#driverFeatures.fill(0);
+    this.queues.reset();
+    this.#resetting = false;
+    this.#hooks.deviceReset();
+  }
+}
