@@ -67,7 +67,10 @@ export class MemoryBlockBackend implements BlockBackend {
 
   attach(requests: BlockRequests, sink: BlockSink): void {
     if (this.#sink !== undefined)
-      throw new VirtkitError("ERR_VIRTKIT_ATTACHED", `${this.name} serves a device already; give each its own back end`);
+      throw new VirtkitError(
+        "ERR_VIRTKIT_ATTACHED",
+        `${this.name} serves a device already; give each its own back end`,
+      );
     this.#requests = requests;
     this.#sink = sink;
   }

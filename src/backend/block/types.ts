@@ -17,6 +17,9 @@ export const BLOCK_IO_ERROR = 1;
 /** The back end cannot do this operation at all. */
 export const BLOCK_UNSUPPORTED = 2;
 
+/** Most pieces of a vector: the operating system's limit on one vectored call (IOV_MAX). */
+export const BLOCK_MAX_PIECES = 1024;
+
 /** Where a request's bytes come from or go to: pieces of buffers, in order. Grows as needed, is never shrunk. */
 export class IoVector {
   count = 0;
@@ -89,7 +92,11 @@ export interface BlockBackend {
   readonly inline: boolean;
   /** Connects the front side; once. */
   attach(requests: BlockRequests, sink: BlockSink): void;
-  /** Begins the requests in `slots[0..count)`, without blocking the thread. Ranges are within the capacity and aligned. */
+  /**
+   * Begins the requests in `slots[0..count)`, without blocking the thread. Ranges are within the capacity and aligned,
+   * vectors have at most {@link BLOCK_MAX_PIECES} pieces. `slots` is the caller's again after the call. What changes the disk
+   * fails on a read-only back end; a flush there is BLOCK_OK.
+   */
   submit(slots: ArrayLike<number>, count: number): void;
   /** Waits for what is in flight, flushes if writable, lets go of the file. Idempotent. */
   close(): Promise<void>;

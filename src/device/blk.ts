@@ -1,0 +1,334 @@
+import { BLOCK_READ, BLOCK_WRITE, type BlockBackend } from "../backend/block/types.ts";
+import type { Environment } from "../common/environment.ts";
+import { VirtkitError } from "../common/error.ts";
+import type { FeatureSet } from "../common/feature-set.ts";
+import {
+  VIRTIO_BLK_CFG_SIZE,
+  VIRTIO_BLK_CFG_WRITEBACK,
+  VIRTIO_BLK_F_CONFIG_WCE,
+  VIRTIO_BLK_F_FLUSH,
+  VIRTIO_BLK_ID_BYTES,
+  VIRTIO_BLK_S_IOERR,
+  VIRTIO_BLK_S_OK,
+  VIRTIO_BLK_S_UNSUPP,
+  VIRTIO_BLK_SECTOR_SIZE,
+  VIRTIO_BLK_T_FLUSH,
+  VIRTIO_BLK_T_GET_ID,
+  VIRTIO_BLK_T_IN,
+  VIRTIO_BLK_T_OUT,
+} from "../spec/blk.ts";
+import { VIRTIO_ID_BLOCK } from "../spec/ids.ts";
+import type { ChainBatch } from "../virtqueue/index.ts";
+import {
+  type BlkProperties,
+  type BlkSettings,
+  blkFeatures,
+  checkProperties,
+  writeCapacity,
+  writeConfig,
+} from "./blk/config.ts";
+import { RequestFrame } from "./blk/frame.ts";
+import { BlkIo, type BlkIoHost, type BlkStats, writeStatus } from "./blk/io.ts";
+import { NONE } from "./blk/request-table.ts";
+import { SegmentList } from "./blk/segments.ts";
+import { DeviceCore } from "./core.ts";
+import type { RunningQueue } from "./running-queue.ts";
+
+export type { BlkProperties } from "./blk/config.ts";
+export type { BlkStats } from "./blk/io.ts";
+
+/** Requests in flight, over all queues; more wait in their rings. */
+const MAX_REQUESTS = 512;
+/** Descriptors of a request that are always allowed; a longer queue allows as many as it has entries. */
+const MAX_DESCRIPTORS = 1024;
+
+export interface BlkDeviceOptions extends BlkProperties {
+  readonly backend: BlockBackend;
+  readonly environment: Environment;
+  /** For messages; default "virtio-blk". */
+  readonly name?: string;
+  readonly ringFeatures?: FeatureSet;
+  /** Requests in flight at most, over all queues: 1..65536. Default 512. */
+  readonly maxInFlight?: number;
+}
+
+/** Block device (VIRTIO 1.4 §5.2) over a {@link BlockBackend}. */
+export class BlkDevice extends DeviceCore {
+  readonly stats: BlkStats = {
+    reads: 0,
+    writes: 0,
+    flushes: 0,
+    readBytes: 0,
+    writtenBytes: 0,
+    errors: 0,
+    unsupported: 0,
+    merged: 0,
+  };
+  readonly #backend: BlockBackend;
+  readonly #settings: BlkSettings;
+  readonly #id: Uint8Array;
+  readonly #idSegments = new SegmentList();
+  readonly #frame = new RequestFrame();
+  readonly #io: BlkIo;
+  /** Sectors of a logical block: what sector and length of a request must be multiples of. */
+  readonly #blockSectors: number;
+  #capacity: number;
+  /** Set while this device is on the stack: completions are then worked off by whoever set it. */
+  #depth = 0;
+  /** Queues with something to publish, by index. */
+  readonly #dirty: Uint8Array;
+  /** Queues whose chains wait for room. */
+  #parked: RunningQueue[] = [];
+  #resumeDeferred = false;
+  #drains: { index: number | undefined; resolve: () => void }[] = [];
+
+  /** @throws ERR_VIRTKIT_BLK_OPTION for a property out of range */
+  constructor(options: BlkDeviceOptions) {
+    const { backend } = options;
+    const settings = checkProperties(options, backend);
+    super({
+      name: options.name ?? "virtio-blk",
+      deviceId: VIRTIO_ID_BLOCK,
+      queueSizes: new Array<number>(settings.numQueues).fill(settings.queueSize),
+      features: blkFeatures(settings),
+      ...(options.ringFeatures === undefined ? {} : { ringFeatures: options.ringFeatures }),
+      configSize: VIRTIO_BLK_CFG_SIZE,
+      environment: options.environment,
+    });
+    const slots = options.maxInFlight ?? Math.min(MAX_REQUESTS, settings.numQueues * settings.queueSize);
+    if (!Number.isInteger(slots) || slots < 1 || slots > 65536)
+      throw new VirtkitError(
+        "ERR_VIRTKIT_BLK_OPTION",
+        `block device: maxInFlight ${slots} is out of range; give 1..65536`,
+      );
+    this.#backend = backend;
+    this.#settings = settings;
+    this.#capacity = backend.capacity;
+    this.#blockSectors = settings.logicalBlockSize / VIRTIO_BLK_SECTOR_SIZE;
+    this.#id = Uint8Array.from({ length: VIRTIO_BLK_ID_BYTES }, (_, i) => settings.serial.charCodeAt(i) || 0);
+    this.#dirty = new Uint8Array(settings.numQueues);
+    writeConfig(this.config.view, settings, this.#capacity);
+    this.config.allowWrite(VIRTIO_BLK_CFG_WRITEBACK, 1);
+    this.#initWriteback(true);
+    this.#io = new BlkIo(this.#ioHost(), backend, slots, settings.numQueues);
+  }
+
+  get backend(): BlockBackend {
+    return this.#backend;
+  }
+
+  /** True while a write may complete before it is durable. */
+  get writeback(): boolean {
+    return this.config.view.getUint8(VIRTIO_BLK_CFG_WRITEBACK) !== 0;
+  }
+
+  /** Requests that the back end has now. */
+  get inFlight(): number {
+    return this.#io.inFlight();
+  }
+
+  // A driver that cannot flush gets writes that are durable when they complete, whether it can switch the cache or not
+  // (device: Block Device / Device Initialization #2, Device Operation #6).
+  protected override onFeatures(features: FeatureSet): void {
+    this.#initWriteback(features.has(VIRTIO_BLK_F_FLUSH));
+  }
+
+  protected override onReset(): void {
+    this.#initWriteback(true);
+    this.#parked = [];
+  }
+
+  protected override onConfigWritten(): void {
+    if (!this.features.has(VIRTIO_BLK_F_CONFIG_WCE)) this.#initWriteback(this.features.has(VIRTIO_BLK_F_FLUSH));
+    else this.config.view.setUint8(VIRTIO_BLK_CFG_WRITEBACK, this.writeback ? 1 : 0);
+  }
+
+  /** Waits for the back end to let go of every request of queue `index`, or of all. */
+  protected override onDrain(index?: number): Promise<void> {
+    if (this.#drained(index)) return Promise.resolve();
+    return new Promise((resolve) => this.#drains.push({ index, resolve }));
+  }
+
+  // A write that is still on its way must not overtake the writes of whoever uses the disk next: those wait for it.
+  protected override onQueueStop(stopped: RunningQueue): void {
+    this.#io.stopped(stopped);
+    this.#parked = this.#parked.filter((running) => running !== stopped);
+    this.#dirty[stopped.index] = 0;
+  }
+
+  protected override onChains(running: RunningQueue, batch: ChainBatch): boolean {
+    let taken = 0;
+    this.#depth++;
+    if (this.#io.disownedWrites === 0) {
+      while (taken < batch.count && this.#hasRoom() && this.#take(running, batch, taken)) taken++;
+    }
+    this.#io.submit();
+    this.#depth--;
+    this.#publishOthers(running);
+    if (this.#parked.length > 0 && this.inFlight === 0) this.#deferResume();
+    if (!running.live) return false;
+    if (taken === batch.count) return true;
+    running.queue.unpop(batch.count - taken);
+    this.#park(running);
+    return false;
+  }
+
+  #ioHost(): BlkIoHost {
+    const device = this;
+    return {
+      get memory() {
+        return device.memory;
+      },
+      get writeback() {
+        return device.writeback;
+      },
+      stats: this.stats,
+      pushed: (running) => {
+        this.#dirty[running.index] = 1;
+      },
+      completed: () => this.#completed(),
+      resized: (capacity) => {
+        this.#capacity = capacity;
+        this.config.update((view) => writeCapacity(view, capacity));
+      },
+      deferred: () => this.#deferResume(),
+    };
+  }
+
+  #initWriteback(canFlush: boolean): void {
+    const on = canFlush && this.#settings.writeCache === "on";
+    this.config.view.setUint8(VIRTIO_BLK_CFG_WRITEBACK, on ? 1 : 0);
+  }
+
+  #hasRoom(): boolean {
+    if (this.broken !== undefined || this.#io.turnIsOver) return false;
+    if (this.#io.full) this.#io.submit();
+    return !this.#io.full;
+  }
+
+  /** Begins the request of chain `c`; false when it has to wait or is none. */
+  #take(running: RunningQueue, batch: ChainBatch, c: number): boolean {
+    const frame = this.#frame;
+    const reason = frame.read(this.memory, batch, c);
+    if (reason !== undefined) {
+      this.fail(`queue ${running.index}: ${reason}`);
+      return false;
+    }
+    switch (frame.type) {
+      case VIRTIO_BLK_T_IN:
+        return this.#takeTransfer(running, batch, c, BLOCK_READ, frame.writableBytes);
+      case VIRTIO_BLK_T_OUT:
+        return this.#takeTransfer(running, batch, c, BLOCK_WRITE, frame.readableBytes);
+      case VIRTIO_BLK_T_FLUSH:
+        this.#io.flush(running, batch.id[c] as number, frame);
+        return true;
+      case VIRTIO_BLK_T_GET_ID:
+        this.#answerId(running, batch, c);
+        return true;
+      default:
+        this.stats.unsupported++;
+        this.#answer(running, batch, c, VIRTIO_BLK_S_UNSUPP, 0);
+        return true;
+    }
+  }
+
+  #takeTransfer(running: RunningQueue, batch: ChainBatch, c: number, op: number, bytes: number): boolean {
+    const { sector } = this.#frame;
+    const descriptors = (op === BLOCK_READ ? batch.writable[c] : batch.readable[c]) as number;
+    if (!this.#isValid(op, sector, bytes, descriptors)) {
+      this.stats.errors++;
+      this.#answer(running, batch, c, VIRTIO_BLK_S_IOERR, 0);
+      return true;
+    }
+    if (bytes === 0) {
+      this.#answer(running, batch, c, VIRTIO_BLK_S_OK, 0);
+      return true;
+    }
+    const slot = this.#io.transfer(running, batch.id[c] as number, this.#frame, bytes, descriptors);
+    if (slot === NONE) return false;
+    const segments = this.#io.segments(slot);
+    if (op === BLOCK_READ) this.#frame.writableData(this.memory, batch, c, bytes, segments);
+    else this.#frame.readableData(this.memory, batch, c, segments);
+    this.#io.begin(slot, op, sector * VIRTIO_BLK_SECTOR_SIZE);
+    return true;
+  }
+
+  /** Whether the disk has these sectors, in whole blocks, and takes the request at all. */
+  #isValid(op: number, sector: number, bytes: number, descriptors: number): boolean {
+    if (op === BLOCK_WRITE && this.#settings.readOnly) return false;
+    const sectors = bytes / VIRTIO_BLK_SECTOR_SIZE;
+    if (sectors % this.#blockSectors !== 0 || sector % this.#blockSectors !== 0) return false;
+    if (sector + sectors > this.#capacity / VIRTIO_BLK_SECTOR_SIZE) return false;
+    return descriptors <= Math.max(MAX_DESCRIPTORS, this.#settings.queueSize);
+  }
+
+  #answerId(running: RunningQueue, batch: ChainBatch, c: number): void {
+    const length = Math.min(this.#frame.writableBytes, this.#id.length);
+    this.#idSegments.clear();
+    this.#frame.writableData(this.memory, batch, c, length, this.#idSegments);
+    this.#idSegments.copyFrom(this.#id, length, this.memory);
+    this.#answer(running, batch, c, VIRTIO_BLK_S_OK, length);
+  }
+
+  /** A request that needs no back end: `filled` of its writable data bytes were written from the first on. */
+  #answer(running: RunningQueue, batch: ChainBatch, c: number, status: number, filled: number): void {
+    const { statusRegion, statusOffset, writableBytes } = this.#frame;
+    writeStatus(this.memory, statusRegion, statusOffset, status);
+    running.queue.push(batch.id[c] as number, filled === writableBytes ? filled + 1 : filled);
+  }
+
+  #completed(): void {
+    if (this.#depth > 0) return;
+    this.#resume();
+  }
+
+  /** Publishes every queue that has something to publish, but for the one that its caller publishes. */
+  #publishOthers(but: RunningQueue | undefined): void {
+    for (let index = 0; index < this.#dirty.length; index++) {
+      if (this.#dirty[index] === 0) continue;
+      this.#dirty[index] = 0;
+      const running = this.queue(index);
+      if (running !== but) running?.publish();
+    }
+    this.#settleDrains();
+  }
+
+  #park(running: RunningQueue): void {
+    if (this.broken !== undefined) return;
+    if (!this.#parked.includes(running)) this.#parked.push(running);
+    if (this.#io.turnIsOver || this.inFlight === 0) this.#deferResume();
+  }
+
+  #deferResume(): void {
+    if (this.#resumeDeferred) return;
+    this.#resumeDeferred = true;
+    this.environment.defer(() => {
+      this.#resumeDeferred = false;
+      this.#io.nextTurn();
+      this.#resume();
+    });
+  }
+
+  #resume(): void {
+    this.#depth++;
+    this.#io.goOn();
+    this.#io.submit();
+    this.#depth--;
+    this.#publishOthers(undefined);
+    if (this.#parked.length === 0) return;
+    const parked = this.#parked;
+    this.#parked = [];
+    for (const running of parked) if (running.live && this.broken === undefined) this.service(running);
+  }
+
+  #drained(index: number | undefined): boolean {
+    return this.#io.inFlight(index) === 0;
+  }
+
+  #settleDrains(): void {
+    if (this.#drains.length === 0) return;
+    const settled = this.#drains.filter((drain) => this.#drained(drain.index));
+    this.#drains = this.#drains.filter((drain) => !settled.includes(drain));
+    for (const drain of settled) drain.resolve();
+  }
+}

@@ -1,0 +1,208 @@
+import { VirtkitError } from "../../common/error.ts";
+import { FeatureSet } from "../../common/feature-set.ts";
+import {
+  VIRTIO_BLK_CFG_BLK_SIZE,
+  VIRTIO_BLK_CFG_CAPACITY,
+  VIRTIO_BLK_CFG_CYLINDERS,
+  VIRTIO_BLK_CFG_HEADS,
+  VIRTIO_BLK_CFG_MIN_IO_SIZE,
+  VIRTIO_BLK_CFG_NUM_QUEUES,
+  VIRTIO_BLK_CFG_OPT_IO_SIZE,
+  VIRTIO_BLK_CFG_PHYSICAL_BLOCK_EXP,
+  VIRTIO_BLK_CFG_SECTORS,
+  VIRTIO_BLK_CFG_SEG_MAX,
+  VIRTIO_BLK_CFG_SIZE_MAX,
+  VIRTIO_BLK_F_BLK_SIZE,
+  VIRTIO_BLK_F_CONFIG_WCE,
+  VIRTIO_BLK_F_FLUSH,
+  VIRTIO_BLK_F_GEOMETRY,
+  VIRTIO_BLK_F_MQ,
+  VIRTIO_BLK_F_RO,
+  VIRTIO_BLK_F_SEG_MAX,
+  VIRTIO_BLK_F_SIZE_MAX,
+  VIRTIO_BLK_F_TOPOLOGY,
+  VIRTIO_BLK_ID_BYTES,
+  VIRTIO_BLK_SECTOR_SIZE,
+} from "../../spec/blk.ts";
+
+/** Properties of the device, named as QEMU names them (without the dashes). All sizes in bytes. */
+export interface BlkProperties {
+  /** Entries of each queue: a power of two, 4..32768. Default 256. */
+  readonly queueSize?: number;
+  /** Request queues, 1..1024. Default 1. */
+  readonly numQueues?: number;
+  /** What GET_ID answers: up to 20 ASCII characters. Default empty. */
+  readonly serial?: string;
+  /** Unit that the guest addresses: a power of two, 512..2 MiB, no smaller than the back end's. Default the back end's. */
+  readonly logicalBlockSize?: number;
+  /** Unit that is written at once: a power of two, no smaller than the logical one. Default the back end's. */
+  readonly physicalBlockSize?: number;
+  /** Smallest request that is worthwhile: a multiple of the logical block size, at most 65535 blocks. Default 0, none. */
+  readonly minIoSize?: number;
+  /** Largest request that is worthwhile: a multiple of the logical block size. Default 0, none. */
+  readonly optIoSize?: number;
+  /** Lets the guest switch between writeback and writethrough. Default true. */
+  readonly configWce?: boolean;
+  /** Writeback ("on", the default) or writethrough ("off": a write completes when it is durable) to begin with. */
+  readonly writeCache?: "on" | "off";
+  /** Refuse writes even if the back end takes them. Default false. */
+  readonly readOnly?: boolean;
+  /** Segments of a request that the guest may send; default queueSize - 2. */
+  readonly segMax?: number;
+  /** Largest segment; 0, the default, sets no limit. */
+  readonly sizeMax?: number;
+  /** Disk geometry for firmware; guessed from the capacity unless given. */
+  readonly geometry?: { readonly cylinders: number; readonly heads: number; readonly sectors: number };
+}
+
+/** The same, checked, with every default filled in. */
+export type BlkSettings = Required<BlkProperties>;
+
+/** What the settings depend on. */
+export interface Medium {
+  readonly capacity: number;
+  readonly readOnly: boolean;
+  readonly blockSize: number;
+  readonly physicalBlockSize: number;
+}
+
+/** @throws ERR_VIRTKIT_BLK_OPTION naming the property and what it may be */
+export function checkProperties(given: BlkProperties, medium: Medium): BlkSettings {
+  const queueSize = given.queueSize ?? 256;
+  const logicalBlockSize = given.logicalBlockSize ?? medium.blockSize;
+  const settings: BlkSettings = {
+    queueSize,
+    numQueues: given.numQueues ?? 1,
+    serial: given.serial ?? "",
+    logicalBlockSize,
+    physicalBlockSize: given.physicalBlockSize ?? Math.max(medium.physicalBlockSize, logicalBlockSize),
+    minIoSize: given.minIoSize ?? 0,
+    optIoSize: given.optIoSize ?? 0,
+    configWce: given.configWce ?? true,
+    writeCache: given.writeCache ?? "on",
+    readOnly: medium.readOnly || (given.readOnly ?? false),
+    segMax: given.segMax ?? queueSize - 2,
+    sizeMax: given.sizeMax ?? 0,
+    geometry: given.geometry ?? guessGeometry(medium.capacity, logicalBlockSize),
+  };
+  checkQueues(settings);
+  checkSizes(settings, medium);
+  return settings;
+}
+
+function checkQueues({ queueSize, numQueues, segMax, sizeMax, serial }: BlkSettings): void {
+  need(
+    isPowerOfTwo(queueSize) && queueSize >= 4 && queueSize <= 32768,
+    `queue-size=${queueSize}`,
+    "a power of two, 4..32768",
+  );
+  need(isWithin(numQueues, 1, 1024), `num-queues=${numQueues}`, "1..1024");
+  need(isWithin(segMax, 1, queueSize - 2), `seg-max=${segMax}`, `1..${queueSize - 2} (queue-size - 2)`);
+  need(
+    isWithin(sizeMax, 0, 2 ** 32 - 1) && (sizeMax === 0 || sizeMax >= 4096),
+    `size-max=${sizeMax}`,
+    "0 or 4096..2^32-1",
+  );
+  need(
+    serial.length <= VIRTIO_BLK_ID_BYTES && /^[\x20-\x7e]*$/.test(serial),
+    `serial=${serial}`,
+    `up to ${VIRTIO_BLK_ID_BYTES} ASCII characters`,
+  );
+}
+
+function checkSizes(settings: BlkSettings, medium: Medium): void {
+  const { logicalBlockSize: logical, physicalBlockSize: physical, minIoSize, optIoSize, geometry } = settings;
+  need(
+    isPowerOfTwo(logical) && logical >= medium.blockSize && logical <= 2 ** 21,
+    `logical_block_size=${logical}`,
+    `a power of two, ${medium.blockSize} (the image's own)..2097152`,
+  );
+  need(
+    isPowerOfTwo(physical) && physical >= logical && physical <= 2 ** 21,
+    `physical_block_size=${physical}`,
+    `a power of two, ${logical} (the logical block size)..2097152`,
+  );
+  need(
+    isWithin(minIoSize, 0, 65535 * logical) && minIoSize % logical === 0,
+    `min_io_size=${minIoSize}`,
+    `a multiple of ${logical}, at most 65535 of them`,
+  );
+  need(
+    isWithin(optIoSize, 0, 2 ** 31) && optIoSize % logical === 0,
+    `opt_io_size=${optIoSize}`,
+    `a multiple of ${logical}, at most 2^31`,
+  );
+  need(
+    medium.capacity % logical === 0,
+    `logical_block_size=${logical}`,
+    `a size that divides the image's ${medium.capacity} bytes`,
+  );
+  need(
+    isWithin(geometry.cylinders, 1, 65535) && isWithin(geometry.heads, 1, 255) && isWithin(geometry.sectors, 1, 255),
+    `cyls=${geometry.cylinders},heads=${geometry.heads},secs=${geometry.sectors}`,
+    "cyls 1..65535, heads and secs 1..255",
+  );
+}
+
+/** What the block device offers with these settings. */
+export function blkFeatures(settings: BlkSettings): FeatureSet {
+  const bits = [
+    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_GEOMETRY,
+    VIRTIO_BLK_F_BLK_SIZE,
+    VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_TOPOLOGY,
+  ];
+  if (settings.configWce) bits.push(VIRTIO_BLK_F_CONFIG_WCE);
+  if (settings.sizeMax > 0) bits.push(VIRTIO_BLK_F_SIZE_MAX);
+  if (settings.readOnly) bits.push(VIRTIO_BLK_F_RO);
+  if (settings.numQueues > 1) bits.push(VIRTIO_BLK_F_MQ);
+  return FeatureSet.of(...bits);
+}
+
+/** Fills in the configuration space but for `writeback`, which follows the negotiation. */
+export function writeConfig(view: DataView, settings: BlkSettings, capacity: number): void {
+  const { logicalBlockSize: logical } = settings;
+  writeCapacity(view, capacity);
+  view.setUint32(VIRTIO_BLK_CFG_SIZE_MAX, settings.sizeMax, true);
+  view.setUint32(VIRTIO_BLK_CFG_SEG_MAX, settings.segMax, true);
+  view.setUint16(VIRTIO_BLK_CFG_CYLINDERS, settings.geometry.cylinders, true);
+  view.setUint8(VIRTIO_BLK_CFG_HEADS, settings.geometry.heads);
+  view.setUint8(VIRTIO_BLK_CFG_SECTORS, settings.geometry.sectors);
+  view.setUint32(VIRTIO_BLK_CFG_BLK_SIZE, logical, true);
+  view.setUint8(VIRTIO_BLK_CFG_PHYSICAL_BLOCK_EXP, Math.log2(settings.physicalBlockSize / logical));
+  view.setUint16(VIRTIO_BLK_CFG_MIN_IO_SIZE, settings.minIoSize / logical, true);
+  view.setUint32(VIRTIO_BLK_CFG_OPT_IO_SIZE, settings.optIoSize / logical, true);
+  view.setUint16(VIRTIO_BLK_CFG_NUM_QUEUES, settings.numQueues, true);
+}
+
+/** @param capacity bytes */
+export function writeCapacity(view: DataView, capacity: number): void {
+  const sectors = Math.floor(capacity / VIRTIO_BLK_SECTOR_SIZE);
+  view.setUint32(VIRTIO_BLK_CFG_CAPACITY, sectors % 2 ** 32, true);
+  view.setUint32(VIRTIO_BLK_CFG_CAPACITY + 4, Math.floor(sectors / 2 ** 32), true);
+}
+
+/**
+ * The geometry that firmware of old expects: 16 heads of 63 sectors, 2..16383 cylinders. Where whole tracks of blocks larger than a
+ * sector would not fill the disk, the sectors of a track are rounded down to whole blocks.
+ */
+export function guessGeometry(capacity: number, logicalBlockSize: number): BlkSettings["geometry"] {
+  const heads = 16;
+  const sectors = 63;
+  const cylinders = Math.floor(capacity / VIRTIO_BLK_SECTOR_SIZE / (heads * sectors));
+  const uneven = Math.floor(capacity / heads / sectors) % logicalBlockSize !== 0;
+  const blockSectors = logicalBlockSize / VIRTIO_BLK_SECTOR_SIZE;
+  return {
+    cylinders: Math.min(16383, Math.max(2, cylinders)),
+    heads,
+    sectors: uneven ? Math.max(1, sectors - (sectors % blockSectors)) : sectors,
+  };
+}
+
+const isPowerOfTwo = (n: number): boolean => n > 0 && Number.isInteger(Math.log2(n));
+const isWithin = (n: number, low: number, high: number): boolean => Number.isInteger(n) && n >= low && n <= high;
+
+function need(ok: boolean, what: string, range: string): void {
+  if (!ok) throw new VirtkitError("ERR_VIRTKIT_BLK_OPTION", `block device: ${what} is out of range; give ${range}`);
+}

@@ -1,0 +1,98 @@
+import type { IoVector } from "../../backend/block/types.ts";
+import type { GuestMemory } from "../../memory/guest-memory.ts";
+import type { MemoryRegion } from "../../memory/memory-region.ts";
+
+/**
+ * The data part of one request in guest memory, with a cursor for what was moved already. Region objects and offsets
+ * outlive a turn; views are read afresh at each use.
+ */
+export class SegmentList {
+  count = 0;
+  readonly region: MemoryRegion[] = [];
+  readonly offset: number[] = [];
+  readonly length: number[] = [];
+  #at = 0;
+  #inside = 0;
+
+  clear(): void {
+    // A request of very many pieces is rare: do not keep its arrays.
+    if (this.count > 1024) this.region.length = this.offset.length = this.length.length = 0;
+    this.count = 0;
+    this.#at = 0;
+    this.#inside = 0;
+  }
+
+  add(region: MemoryRegion, offset: number, length: number): void {
+    const i = this.count++;
+    this.region[i] = region;
+    this.offset[i] = offset;
+    this.length[i] = length;
+  }
+
+  /** Adds the next `bytes` bytes of guest memory to the vector. False when some of them are gone (their region was removed). */
+  toVector(vector: IoVector, bytes: number): boolean {
+    for (let done = 0; done < bytes; ) {
+      if (this.#at >= this.count) return false;
+      const n = this.#piece(bytes - done);
+      const from = this.#position();
+      const view = (this.region[this.#at] as MemoryRegion).u8;
+      if (from + n > view.length) return false;
+      vector.add(view, from, n);
+      this.#advance(n);
+      done += n;
+    }
+    return true;
+  }
+
+  /** Copies the next `bytes` bytes of guest memory out. False when some of them are gone. */
+  copyTo(target: Uint8Array, bytes: number): boolean {
+    for (let done = 0; done < bytes; ) {
+      if (this.#at >= this.count) return false;
+      const n = this.#piece(bytes - done);
+      const from = this.#position();
+      const view = (this.region[this.#at] as MemoryRegion).u8;
+      if (from + n > view.length) return false;
+      target.set(view.subarray(from, from + n), done);
+      this.#advance(n);
+      done += n;
+    }
+    return true;
+  }
+
+  /** Copies `bytes` bytes into guest memory at the cursor and marks them written. False when some of it is gone. */
+  copyFrom(source: Uint8Array, bytes: number, memory: GuestMemory): boolean {
+    for (let done = 0; done < bytes; ) {
+      if (this.#at >= this.count) return false;
+      const n = this.#piece(bytes - done);
+      const to = this.#position();
+      const region = this.region[this.#at] as MemoryRegion;
+      if (to + n > region.u8.length) return false;
+      region.u8.set(source.subarray(done, done + n), to);
+      memory.markWritten(region.base + to, n);
+      this.#advance(n);
+      done += n;
+    }
+    return true;
+  }
+
+  /** Marks all of it written, for data that a back end put there. */
+  markWritten(memory: GuestMemory): void {
+    for (let i = 0; i < this.count; i++)
+      memory.markWritten((this.region[i] as MemoryRegion).base + (this.offset[i] as number), this.length[i] as number);
+  }
+
+  #piece(wanted: number): number {
+    return Math.min(wanted, (this.length[this.#at] as number) - this.#inside);
+  }
+
+  #position(): number {
+    return (this.offset[this.#at] as number) + this.#inside;
+  }
+
+  #advance(n: number): void {
+    this.#inside += n;
+    if (this.#inside < (this.length[this.#at] as number)) return;
+    this.#at++;
+    this.#inside = 0;
+  }
+}
