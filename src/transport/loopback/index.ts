@@ -1,0 +1,1 @@
+export { type LoopbackOptions, LoopbackTransport } from "./transport.ts";
