@@ -1,5 +1,7 @@
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import type { IndirectTables } from "./driver-common.ts";
+import { PackedDeviceQueue } from "./packed-device.ts";
+import { PackedDriverQueue } from "./packed-driver.ts";
 import { SplitDeviceQueue } from "./split-device.ts";
 import { SplitDriverQueue } from "./split-driver.ts";
 import type { DeviceQueue, DriverQueue, QueueConfig, QueueFeatures, QueueState } from "./types.ts";
@@ -16,7 +18,9 @@ export function createDeviceQueue(
   features: QueueFeatures,
   state?: QueueState,
 ): DeviceQueue {
-  return new SplitDeviceQueue(memory, config, features, state);
+  return features.packed
+    ? new PackedDeviceQueue(memory, config, features, state)
+    : new SplitDeviceQueue(memory, config, features, state);
 }
 
 /**
@@ -31,5 +35,7 @@ export function createDriverQueue(
   features: QueueFeatures,
   indirect?: IndirectTables,
 ): DriverQueue {
-  return new SplitDriverQueue(memory, config, features, indirect);
+  return features.packed
+    ? new PackedDriverQueue(memory, config, features, indirect)
+    : new SplitDriverQueue(memory, config, features, indirect);
 }

@@ -1,8 +1,8 @@
-import { VirtkitError } from "../common/error.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import * as ring from "../spec/ring.ts";
 import type { ChainBatch } from "./chain-batch.ts";
 import { BATCH_SEGMENTS, ChainWalker } from "./chain-walker.ts";
+import { notInFlight, writtenTooMuch } from "./device-common.ts";
 import { chainLengthFault, duplicateFault, indexFault, indexJumpFault, indirectFault } from "./fault.ts";
 import { RingAreas, sizeFault } from "./geometry.ts";
 import type { DeviceQueue, QueueConfig, QueueFault, QueueFeatures, QueueState } from "./types.ts";
@@ -263,7 +263,7 @@ export class SplitDeviceQueue implements DeviceQueue {
     if (this.#fault !== undefined) return;
     const room = this.#room[id] as number;
     if (!(room >= 0)) throw notInFlight(id);
-    if (!(written <= room)) throw tooMuch(id, written, room);
+    if (!(written <= room)) throw writtenTooMuch(id, written, room);
     if (this.#inOrder) {
       this.#hold(id, written);
       return;
@@ -374,18 +374,4 @@ export class SplitDeviceQueue implements DeviceQueue {
     this.#fault = this.#areas.attach();
     return this.#fault === undefined;
   }
-}
-
-function notInFlight(id: number): VirtkitError {
-  return new VirtkitError(
-    "ERR_VIRTKIT_NOT_IN_FLIGHT",
-    `chain ${id} is not in flight; push each popped chain exactly once`,
-  );
-}
-
-function tooMuch(id: number, written: number, room: number): VirtkitError {
-  return new VirtkitError(
-    "ERR_VIRTKIT_WRITTEN",
-    `chain ${id} has room for ${room} bytes, so ${written} cannot have been written`,
-  );
 }
