@@ -149,6 +149,11 @@ export class BlkDevice extends DeviceCore {
     return new Promise((resolve) => this.#drains.push({ index, resolve }));
   }
 
+  /** Only where the back end has guest memory itself: own buffers are disowned instead. */
+  protected override isBusy(index?: number): boolean {
+    return this.memory.fixed && !this.#backend.inline && !this.#drained(index);
+  }
+
   // A write that is still on its way must not overtake the writes of whoever uses the disk next: those wait for it.
   protected override onQueueStop(stopped: RunningQueue): void {
     this.#io.stopped(stopped);
