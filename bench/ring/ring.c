@@ -1,4 +1,5 @@
 // The C peer of the ring bench: the same requests through the same checks. Usage: ring split|packed descriptors batch
+#include "packed.h"
 #include "split.h"
 
 enum { SLOTS = 512, SLOT_BYTES = 8192, MEMORY_BYTES = 16 << 20, BUFFERS = 1 << 20, QUEUE_ADDRESS = 0x10000 };
@@ -65,6 +66,7 @@ static uint32_t tokens[MAX_BATCH], lengths[MAX_BATCH];
   }
 
 SERVE(split)
+SERVE(packed)
 
 int main(int argc, char **argv) {
   static const uint32_t part[3] = {16, 4096, 1};
@@ -83,6 +85,7 @@ int main(int argc, char **argv) {
     }
   }
   if (strcmp(argv[1], "split") == 0) split_main(&memory, atoi(argv[2]), atoi(argv[3]));
+  else if (strcmp(argv[1], "packed") == 0) packed_main(&memory, atoi(argv[2]), atoi(argv[3]));
   else return 2;
   return 0;
 }
