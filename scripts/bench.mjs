@@ -10,7 +10,9 @@ const json = args.includes("--json");
 const names = args.filter((arg) => !arg.startsWith("-"));
 const unknown = names.find((name) => !benches.includes(name));
 if (names.length === 0 || unknown !== undefined) {
-  console.error(`${unknown === undefined ? "Which bench?" : `There is no bench '${unknown}'.`} One of: ${benches.join(", ")}`);
+  console.error(
+    `${unknown === undefined ? "Which bench?" : `There is no bench '${unknown}'.`} One of: ${benches.join(", ")}`,
+  );
   process.exit(2);
 }
 

@@ -35,7 +35,9 @@ await runFiles(unit, Math.max(1, availableParallelism()), UNIT_FILE_LIMIT);
 await runFiles(guest, 1, GUEST_FILE_LIMIT);
 
 if (process.env.CI === "true" && skipped.length > 0) {
-  console.error(`With CI=true nothing may be skipped, but these were:\n${skipped.map((name) => `  ${name}`).join("\n")}`);
+  console.error(
+    `With CI=true nothing may be skipped, but these were:\n${skipped.map((name) => `  ${name}`).join("\n")}`,
+  );
   counts.failed += skipped.length;
 }
 if (files.length === 0) console.error(`No test file matches ${words.join(" ")}`);
