@@ -24,6 +24,10 @@ export const LOOP_CFG_SIZE = 16;
 
 export const nodeEnvironment = (log: Logger = SILENT): Environment => ({
   defer: (task) => void setImmediate(task),
+  after: (milliseconds, task) => {
+    const timer = setTimeout(task, milliseconds).unref();
+    return () => clearTimeout(timer);
+  },
   now: () => performance.now(),
   log,
 });

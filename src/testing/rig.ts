@@ -1,4 +1,4 @@
-import { type Environment, SILENT } from "../common/environment.ts";
+import type { Environment } from "../common/environment.ts";
 import { FeatureSet } from "../common/feature-set.ts";
 import { type DeviceCore, RING_FEATURES } from "../device/core.ts";
 import { type DriverType, VirtioBus } from "../driver/bus.ts";
@@ -16,6 +16,7 @@ import {
   VIRTIO_F_RING_RESET,
   VIRTIO_F_VERSION_1,
 } from "../spec/features.ts";
+import { nodeEnvironment } from "./loop-device.ts";
 import { LoopbackTransport } from "../transport/loopback/index.ts";
 
 /** How a device and its driver are brought together in a test. */
@@ -57,11 +58,7 @@ export const RIG_CONFIGS: readonly RigConfig[] = [
   { name: "everything", ring: RING_FEATURES.with(VIRTIO_F_NOTIFICATION_DATA), transport: "loopback", fixed: false },
 ];
 
-export const testEnvironment: Environment = {
-  defer: (task) => void setImmediate(task),
-  now: () => performance.now(),
-  log: SILENT,
-};
+export const testEnvironment: Environment = nodeEnvironment();
 
 export const MEMORY_BYTES = 16 * 1024 * 1024;
 

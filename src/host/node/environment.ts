@@ -21,6 +21,11 @@ export function createLogger(
 export function createEnvironment(log: Logger = createLogger()): Environment {
   return {
     defer: (task) => void setImmediate(task),
+    after: (milliseconds, task) => {
+      const timer = setTimeout(task, milliseconds);
+      timer.unref();
+      return () => clearTimeout(timer);
+    },
     now: () => performance.now(),
     log,
   };
