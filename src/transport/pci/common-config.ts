@@ -1,0 +1,220 @@
+import {
+  QUEUE_DESC_HIGH,
+  QUEUE_DESC_LOW,
+  QUEUE_DEVICE_HIGH,
+  QUEUE_DEVICE_LOW,
+  QUEUE_DRIVER_HIGH,
+  QUEUE_DRIVER_LOW,
+} from "../../device/queue-registers.ts";
+import type { StatusMachine } from "../../device/status-machine.ts";
+import {
+  VIRTIO_MSI_NO_VECTOR,
+  VIRTIO_PCI_COMMON_CFGGENERATION,
+  VIRTIO_PCI_COMMON_DF,
+  VIRTIO_PCI_COMMON_DFSELECT,
+  VIRTIO_PCI_COMMON_GF,
+  VIRTIO_PCI_COMMON_GFSELECT,
+  VIRTIO_PCI_COMMON_MSIX,
+  VIRTIO_PCI_COMMON_NUMQ,
+  VIRTIO_PCI_COMMON_Q_AVAILHI,
+  VIRTIO_PCI_COMMON_Q_AVAILLO,
+  VIRTIO_PCI_COMMON_Q_DESCHI,
+  VIRTIO_PCI_COMMON_Q_DESCLO,
+  VIRTIO_PCI_COMMON_Q_ENABLE,
+  VIRTIO_PCI_COMMON_Q_MSIX,
+  VIRTIO_PCI_COMMON_Q_NOFF,
+  VIRTIO_PCI_COMMON_Q_RESET,
+  VIRTIO_PCI_COMMON_Q_SELECT,
+  VIRTIO_PCI_COMMON_Q_SIZE,
+  VIRTIO_PCI_COMMON_Q_USEDHI,
+  VIRTIO_PCI_COMMON_Q_USEDLO,
+  VIRTIO_PCI_COMMON_SIZE,
+  VIRTIO_PCI_COMMON_STATUS,
+} from "../../spec/pci.ts";
+import type { AccessSize } from "./function.ts";
+
+/** Which MSI-X vector stands for which event. All are unmapped at reset (device: MSI-X Vector Configuration). */
+export class VectorMap {
+  /** Vectors of the function: 0 without MSI-X, and then nothing can be mapped. */
+  readonly count: number;
+  config = VIRTIO_MSI_NO_VECTOR;
+  readonly queues: Uint16Array;
+
+  constructor(count: number, queues: number) {
+    this.count = count;
+    this.queues = new Uint16Array(queues).fill(VIRTIO_MSI_NO_VECTOR);
+  }
+
+  /** The vector itself, or NO_VECTOR for one that does not exist. */
+  valid(vector: number): number {
+    return vector < this.count ? vector : VIRTIO_MSI_NO_VECTOR;
+  }
+
+  reset(): void {
+    this.config = VIRTIO_MSI_NO_VECTOR;
+    this.queues.fill(VIRTIO_MSI_NO_VECTOR);
+  }
+}
+
+interface Field {
+  readonly offset: number;
+  readonly size: AccessSize;
+  readonly read: () => number;
+  /** Missing where the driver may only read. */
+  readonly write?: (value: number) => void;
+}
+
+/**
+ * struct virtio_pci_common_cfg (VIRTIO 1.4 §4.1.4.3). A driver has to use each field's own width; other accesses work too:
+ * bytes that are not written keep their value, and a wide write reaches every field that it covers.
+ */
+export class CommonConfig {
+  readonly #fields: readonly Field[];
+  /** Index of the field at each byte, or -1. */
+  readonly #at = new Int8Array(VIRTIO_PCI_COMMON_SIZE).fill(-1);
+
+  constructor(machine: StatusMachine, vectors: VectorMap) {
+    this.#fields = [...deviceFields(machine, vectors), ...queueFields(machine, vectors)];
+    this.#fields.forEach((field, i) => {
+      this.#at.fill(i, field.offset, field.offset + field.size);
+    });
+  }
+
+  read(offset: number, size: AccessSize): number {
+    const exact = this.#fields[this.#at[offset] ?? -1];
+    if (exact?.offset === offset && exact.size === size) return exact.read();
+    let value = 0;
+    for (let i = size - 1; i >= 0; i--) value = value * 256 + this.#byte(offset + i);
+    return value;
+  }
+
+  write(offset: number, size: AccessSize, value: number): void {
+    let done = 0;
+    while (done < size) {
+      const field = this.#fields[this.#at[offset + done] ?? -1];
+      if (field === undefined) {
+        done++;
+        continue;
+      }
+      const from = offset + done - field.offset;
+      const count = Math.min(field.size - from, size - done);
+      const part = Math.floor(value / 2 ** (8 * done)) % 2 ** (8 * count);
+      field.write?.(count === field.size ? part : merge(field.read(), from, count, part));
+      done += count;
+    }
+  }
+
+  #byte(offset: number): number {
+    const field = this.#fields[this.#at[offset] ?? -1];
+    return field === undefined ? 0 : Math.floor(field.read() / 2 ** (8 * (offset - field.offset))) % 256;
+  }
+}
+
+/** `old` with `count` bytes from byte `from` on replaced. */
+function merge(old: number, from: number, count: number, part: number): number {
+  const low = old % 2 ** (8 * from);
+  const high = Math.floor(old / 2 ** (8 * (from + count))) * 2 ** (8 * (from + count));
+  return high + part * 2 ** (8 * from) + low;
+}
+
+function deviceFields(machine: StatusMachine, vectors: VectorMap): Field[] {
+  return [
+    {
+      offset: VIRTIO_PCI_COMMON_DFSELECT,
+      size: 4,
+      read: () => machine.deviceFeatureSelect,
+      write: (value) => {
+        machine.deviceFeatureSelect = value;
+      },
+    },
+    { offset: VIRTIO_PCI_COMMON_DF, size: 4, read: () => machine.deviceFeature },
+    {
+      offset: VIRTIO_PCI_COMMON_GFSELECT,
+      size: 4,
+      read: () => machine.driverFeatureSelect,
+      write: (value) => {
+        machine.driverFeatureSelect = value;
+      },
+    },
+    {
+      offset: VIRTIO_PCI_COMMON_GF,
+      size: 4,
+      read: () => machine.driverFeature,
+      write: (value) => machine.writeDriverFeature(value),
+    },
+    {
+      offset: VIRTIO_PCI_COMMON_MSIX,
+      size: 2,
+      read: () => vectors.config,
+      write: (value) => {
+        vectors.config = vectors.valid(value);
+      },
+    },
+    { offset: VIRTIO_PCI_COMMON_NUMQ, size: 2, read: () => machine.queues.count },
+    {
+      offset: VIRTIO_PCI_COMMON_STATUS,
+      size: 1,
+      read: () => machine.status,
+      write: (value) => machine.writeStatus(value),
+    },
+    { offset: VIRTIO_PCI_COMMON_CFGGENERATION, size: 1, read: () => machine.device.config.generation },
+  ];
+}
+
+// queue_notif_config_data and the administration queue's fields belong to features that are not offered: they read 0.
+function queueFields(machine: StatusMachine, vectors: VectorMap): Field[] {
+  const { queues } = machine;
+  const address = (offset: number, half: number): Field => ({
+    offset,
+    size: 4,
+    read: () => queues.address(half),
+    write: (value) => queues.writeAddress(half, value),
+  });
+  return [
+    {
+      offset: VIRTIO_PCI_COMMON_Q_SELECT,
+      size: 2,
+      read: () => queues.select,
+      write: (value) => {
+        queues.select = value;
+      },
+    },
+    {
+      offset: VIRTIO_PCI_COMMON_Q_SIZE,
+      size: 2,
+      read: () => queues.size,
+      write: (value) => queues.writeSize(value),
+    },
+    {
+      offset: VIRTIO_PCI_COMMON_Q_MSIX,
+      size: 2,
+      read: () => vectors.queues[queues.select] ?? VIRTIO_MSI_NO_VECTOR,
+      write: (value) => {
+        if (queues.select < queues.count) vectors.queues[queues.select] = vectors.valid(value);
+      },
+    },
+    {
+      offset: VIRTIO_PCI_COMMON_Q_ENABLE,
+      size: 2,
+      read: () => (queues.enabled ? 1 : 0),
+      write: (value) => queues.writeEnable(value),
+    },
+    {
+      offset: VIRTIO_PCI_COMMON_Q_NOFF,
+      size: 2,
+      read: () => (queues.select < queues.count ? queues.select : 0),
+    },
+    address(VIRTIO_PCI_COMMON_Q_DESCLO, QUEUE_DESC_LOW),
+    address(VIRTIO_PCI_COMMON_Q_DESCHI, QUEUE_DESC_HIGH),
+    address(VIRTIO_PCI_COMMON_Q_AVAILLO, QUEUE_DRIVER_LOW),
+    address(VIRTIO_PCI_COMMON_Q_AVAILHI, QUEUE_DRIVER_HIGH),
+    address(VIRTIO_PCI_COMMON_Q_USEDLO, QUEUE_DEVICE_LOW),
+    address(VIRTIO_PCI_COMMON_Q_USEDHI, QUEUE_DEVICE_HIGH),
+    {
+      offset: VIRTIO_PCI_COMMON_Q_RESET,
+      size: 2,
+      read: () => (queues.resetting ? 1 : 0),
+      write: (value) => queues.writeReset(value),
+    },
+  ];
+}
