@@ -26,7 +26,11 @@ const BUILDER_VERSION = 1;
 const GUEST_FILES: readonly (readonly [path: string, source: string])[] = [
   ["init", "init"],
   ["etc/profile", "profile"],
+  ["etc/passwd", "passwd"],
+  ["etc/group", "group"],
   ["sbin/virtkit-agent", "agent"],
+  ["sbin/virtkit-session", "session"],
+  ["sbin/virtkit-off", "off"],
 ];
 
 const GUEST_FOLDER = new URL("../../../../guest/", import.meta.url);
