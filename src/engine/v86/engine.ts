@@ -23,6 +23,11 @@ export type V86EngineState = "stopped" | "running" | "off" | "failed" | "destroy
 /** First and one past the last address of the local APIC's message window. */
 const MSI_FIRST = 0xfee00000;
 const MSI_END = 0xfef00000;
+/**
+ * Milliseconds until the guest's next timer that are not worth a time-out, whose grain is 1 ms. An idle guest with a tick of
+ * 250 Hz would otherwise spin through the rest of each millisecond, at a quarter of a core.
+ */
+const SPIN = 0.1;
 
 /**
  * A PC in v86: one 32-bit CPU, RAM, firmware, serial ports, and PCI functions of ours on bus 0. All on the thread of
@@ -287,8 +292,10 @@ export class V86Engine {
 
   #schedule(delay: number): void {
     this.#cancelTurn();
-    this.#asleep = delay >= 1;
-    this.#turn = this.#asleep ? this.#scheduler.after(this.#runTurn, delay) : this.#scheduler.immediate(this.#runTurn);
+    this.#asleep = delay > SPIN;
+    this.#turn = this.#asleep
+      ? this.#scheduler.after(this.#runTurn, Math.floor(delay) + 1)
+      : this.#scheduler.immediate(this.#runTurn);
   }
 
   #cancelTurn(): void {
