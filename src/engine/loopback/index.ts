@@ -1,0 +1,1 @@
+export { type LoopbackAttachment, LoopbackMachine, type LoopbackMachineOptions } from "./machine.ts";
