@@ -16,8 +16,8 @@ import {
   VIRTIO_F_RING_RESET,
   VIRTIO_F_VERSION_1,
 } from "../spec/features.ts";
-import { nodeEnvironment } from "./loop-device.ts";
 import { LoopbackTransport } from "../transport/loopback/index.ts";
+import { nodeEnvironment } from "./loop-device.ts";
 
 /** How a device and its driver are brought together in a test. */
 export interface RigConfig {

@@ -57,6 +57,7 @@ export class PackedDeviceQueue implements DeviceQueue {
   /** The last word of the first staged descriptor; written last of all, for it lets the driver go on. */
   #heldWord = 0;
   #inFlight = 0;
+  /** Slots that the driver cannot have written to again: of chains in flight and of those staged. */
   #descriptors = 0;
   #kicksOff = false;
   #notifyNext: boolean;
@@ -384,7 +385,6 @@ export class PackedDeviceQueue implements DeviceQueue {
     else words[at + 3] = word;
     this.#room[id] = IDLE;
     this.#waiting--;
-    this.#descriptors -= links;
     this.#staged += links;
     this.#usedIndex += links;
     if (this.#usedIndex < this.size) return;
@@ -419,6 +419,7 @@ export class PackedDeviceQueue implements DeviceQueue {
     Atomics.store(desc.region.u32, at + 3, this.#heldWord);
     if (observed) this.#memory.markWritten(desc.address + this.#publishedIndex * DESC_SIZE + 12, 4);
     this.#staged = 0;
+    this.#descriptors -= staged;
     this.#publishedIndex = this.#usedIndex;
     this.#publishedWrap = this.#usedWrap;
     if (this.#notifyNext) {
