@@ -3,7 +3,7 @@ import type { ResetCause } from "./events.ts";
 import type { V86Imports } from "./internals.ts";
 import type { BoardPorts, IoMap } from "./io-map.ts";
 import { BOOT_PORT } from "./linux-boot.ts";
-import { PCI_CONFIG_DATA, PciConfig } from "./pci-config.ts";
+import { PCI_CONFIG_ADDRESS, PCI_CONFIG_DATA, PciConfig } from "./pci-config.ts";
 
 /** ACPI PM1 control of v86's power management block. */
 const PM1_CONTROL = 0xb004;
@@ -43,7 +43,7 @@ export class Board implements BoardPorts {
   /** The ranges of ports, first and last, that come here. */
   claims(): (readonly [number, number])[] {
     const always: (readonly [number, number])[] = [
-      [PCI_CONFIG_DATA, PCI_CONFIG_DATA + 3],
+      [PCI_CONFIG_ADDRESS, PCI_CONFIG_DATA + 3],
       [BOOT_PORT, BOOT_PORT],
       [PORT_A, PORT_A],
     ];

@@ -215,14 +215,19 @@ export class V86Engine {
       const whole = state.byteOffset === 0 && state.byteLength === state.buffer.byteLength;
       this.#instance.v86.restore_state((whole ? state.buffer : state.slice().buffer) as ArrayBuffer);
     } catch (cause) {
+      this.#checkStateSize();
       throw new VirtkitError("ERR_VIRTKIT_STATE", `the saved state does not load: ${describe(cause)}`, { cause });
     } finally {
       cpu.zero_memory = original;
     }
-    const size = cpu.memory_size[0] as number;
+    this.#checkStateSize();
+    this.#window.sync();
+  }
+
+  #checkStateSize(): void {
+    const size = this.#cpu.memory_size[0] as number;
     if (size !== this.#window.size)
       throw stateError(`the saved state has ${size} bytes of memory and this machine ${this.#window.size}`);
-    this.#window.sync();
   }
 
   #hostFor(device: PciFunction, devfn: number): PciHost {

@@ -1,6 +1,7 @@
 import type { AccessSize, PciFunction } from "../../transport/pci/function.ts";
 import type { V86Pci } from "./internals.ts";
 
+export const PCI_CONFIG_ADDRESS = 0xcf8;
 export const PCI_CONFIG_DATA = 0xcfc;
 const ENABLE = 0x80000000;
 const ISA_BRIDGE = 1 << 3;
