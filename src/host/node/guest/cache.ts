@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from "node:crypto";
-import { mkdirSync, rmSync } from "node:fs";
+import { mkdirSync, readFileSync, rmSync } from "node:fs";
 import { mkdir, open, readdir, rename, rm } from "node:fs/promises";
 import { connect, createServer, type Socket } from "node:net";
 import { homedir } from "node:os";
@@ -54,10 +54,19 @@ export const temporaryFolder = (parent: string): { readonly path: string; remove
   };
 };
 
+/** A killed process whose parent does not reap it still has its number; /proc tells (the state follows the name). */
+const isZombie = (pid: number): boolean => {
+  try {
+    return /\) [ZX] /.test(readFileSync(`/proc/${pid}/stat`, "latin1"));
+  } catch {
+    return false;
+  }
+};
+
 const isAlive = (pid: number): boolean => {
   try {
     process.kill(pid, 0);
-    return true;
+    return !isZombie(pid);
   } catch (cause) {
     return (cause as NodeJS.ErrnoException).code === "EPERM";
   }
@@ -72,12 +81,12 @@ export const sweepTemporary = async (parent: string): Promise<void> => {
 };
 
 /** Writes a file so that after a crash there is the whole of it or nothing: written apart, synced, renamed. */
-export const writeFileAtomic = async (path: string, bytes: Uint8Array | string): Promise<void> => {
+export const writeFileAtomic = async (path: string, contents: FileContents): Promise<void> => {
   const folder = resolve(path, "..");
   await mkdir(folder, { recursive: true });
   const part = join(folder, `${TEMPORARY}${process.pid}-${randomBytes(6).toString("hex")}`);
   try {
-    await writeSynced(part, bytes);
+    await writeSynced(part, contents);
     await rename(part, path);
   } catch (cause) {
     await rm(part, { force: true });
@@ -85,11 +94,15 @@ export const writeFileAtomic = async (path: string, bytes: Uint8Array | string):
   }
 };
 
+/** What to write: a whole, or parts one after another. */
+export type FileContents = string | Uint8Array | readonly Uint8Array[];
+
 /** Writes a file and waits until it is on the disk. */
-export const writeSynced = async (path: string, bytes: Uint8Array | string): Promise<void> => {
+export const writeSynced = async (path: string, contents: FileContents): Promise<void> => {
   const file = await open(path, "w");
   try {
-    await file.writeFile(bytes);
+    const parts = typeof contents === "string" || contents instanceof Uint8Array ? [contents] : contents;
+    for (const part of parts) await file.writeFile(part);
     await file.sync();
   } finally {
     await file.close();

@@ -55,15 +55,16 @@ const findKernel = async (lists: PackageLists, flavour: string): Promise<AptPack
   return undefined;
 };
 
-const noKernel = async (architecture: string): Promise<VirtkitError> => {
+const noKernel = async (architecture: string, suite: string | undefined): Promise<VirtkitError> => {
   const { title, codename } = await readRelease();
-  const other =
-    codename === "bookworm"
+  const from = suite === undefined ? title : `${title}, with the release ${suite},`;
+  const hint =
+    (suite ?? codename) === "bookworm"
       ? ""
-      : " Debian 12 has one: if the machine's sources are Debian's, try virtkit guest --suite bookworm.";
+      : " Debian 12 has one: where the sources are Debian's, try virtkit guest --suite bookworm.";
   return new VirtkitError(
     "ERR_VIRTKIT_NO_GUEST_KERNEL",
-    `the package sources of ${title} offer no ${architecture} kernel (linux-image-686; Debian 13 and later have none).${other}` +
+    `the package sources of ${from} offer no ${architecture} kernel (linux-image-686; Debian 13 and later have none).${hint}` +
       " Or give a kernel and an initramfs of your own with -kernel and -initrd.",
   );
 };
@@ -91,7 +92,11 @@ export interface GuestPackages {
  * Chooses a guest's packages, the kernel first.
  * @throws VirtkitError ERR_VIRTKIT_NO_GUEST_KERNEL, ERR_VIRTKIT_NO_PACKAGE
  */
-export const choosePackages = async (lists: PackageLists, architecture: string): Promise<GuestPackages> => {
+export const choosePackages = async (
+  lists: PackageLists,
+  architecture: string,
+  suite?: string,
+): Promise<GuestPackages> => {
   const recipe = RECIPES[architecture];
   if (!recipe) {
     throw new VirtkitError(
@@ -101,7 +106,7 @@ export const choosePackages = async (lists: PackageLists, architecture: string):
   }
   let kernel: AptPackage | undefined;
   for (const flavour of recipe.flavours) kernel ??= await findKernel(lists, flavour);
-  if (!kernel) throw await noKernel(architecture);
+  if (!kernel) throw await noKernel(architecture, suite);
   const others: AptPackage[] = [];
   for (const name of recipe.others) {
     const item = await lists.find(name);

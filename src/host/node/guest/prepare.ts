@@ -197,7 +197,7 @@ class Builder {
     });
     await apt.update();
     this.#report("resolve", 0, 1);
-    const { all } = await choosePackages(apt, this.#arch);
+    const { all } = await choosePackages(apt, this.#arch, suite);
     this.#report("resolve", 1, 1);
     const folder = packagesFolder(this.#cacheDir);
     await mkdir(folder, { recursive: true });
