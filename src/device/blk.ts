@@ -30,9 +30,9 @@ import {
 import { RequestFrame } from "./blk/frame.ts";
 import { BlkIo, type BlkIoHost, type BlkStats, writeStatus } from "./blk/io.ts";
 import { NONE } from "./blk/request-table.ts";
-import { SegmentList } from "./blk/segments.ts";
 import { DeviceCore } from "./core.ts";
 import type { RunningQueue } from "./running-queue.ts";
+import { SegmentList } from "./segment-list.ts";
 
 export type { BlkProperties } from "./blk/config.ts";
 export type { BlkStats } from "./blk/io.ts";

@@ -2,7 +2,7 @@ import type { GuestMemory } from "../../memory/guest-memory.ts";
 import type { MemoryRegion } from "../../memory/memory-region.ts";
 import { VIRTIO_BLK_REQ_HEADER_SIZE as HEADER, VIRTIO_BLK_REQ_SECTOR, VIRTIO_BLK_REQ_TYPE } from "../../spec/blk.ts";
 import type { ChainBatch } from "../../virtqueue/index.ts";
-import type { SegmentList } from "./segments.ts";
+import type { SegmentList } from "../segment-list.ts";
 
 /**
  * Where a request's header, data and status byte lie in a chain. The header is its first 16 readable bytes, the status its last

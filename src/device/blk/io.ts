@@ -13,9 +13,9 @@ import type { GuestMemory } from "../../memory/guest-memory.ts";
 import type { MemoryRegion } from "../../memory/memory-region.ts";
 import { VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP } from "../../spec/blk.ts";
 import type { RunningQueue } from "../running-queue.ts";
+import type { SegmentList } from "../segment-list.ts";
 import type { RequestFrame } from "./frame.ts";
 import { NONE, RequestTable } from "./request-table.ts";
-import type { SegmentList } from "./segments.ts";
 import { StagingPool } from "./staging.ts";
 
 /** Bytes of one I/O; a larger request is worked off in parts of this, neighbours are merged up to it. */

@@ -1,7 +1,7 @@
 import { BlockRequests } from "../../backend/block/types.ts";
 import type { MemoryRegion } from "../../memory/memory-region.ts";
 import type { RunningQueue } from "../running-queue.ts";
-import { SegmentList } from "./segments.ts";
+import { SegmentList } from "../segment-list.ts";
 
 /** No request. */
 export const NONE = -1;

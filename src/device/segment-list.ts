@@ -1,10 +1,11 @@
-import type { IoVector } from "../../backend/block/types.ts";
-import type { GuestMemory } from "../../memory/guest-memory.ts";
-import type { MemoryRegion } from "../../memory/memory-region.ts";
+import type { IoVector } from "../backend/block/types.ts";
+import type { GuestMemory } from "../memory/guest-memory.ts";
+import type { MemoryRegion } from "../memory/memory-region.ts";
+import type { ChainBatch } from "../virtqueue/index.ts";
 
 /**
- * The data part of one request in guest memory, with a cursor for what was moved already. Region objects and offsets
- * outlive a turn; views are read afresh at each use.
+ * A part of a chain that outlives the turn in which it was popped, with a cursor for what was moved already: region
+ * objects and offsets; views are read afresh at each use.
  */
 export class SegmentList {
   count = 0;
@@ -40,6 +41,31 @@ export class SegmentList {
       vector.add(view, from, n);
       this.#advance(n);
       done += n;
+    }
+    return true;
+  }
+
+  /** Appends segments `first` to `end` of a batch. */
+  addFrom(memory: GuestMemory, batch: ChainBatch, first: number, end: number): void {
+    for (let s = first; s < end; s++) {
+      const region = memory.regions[batch.region[s] as number] as MemoryRegion;
+      this.add(region, batch.offset[s] as number, batch.length[s] as number);
+    }
+  }
+
+  /**
+   * Offers what is left, piece by piece, to `take`, which returns how much of a piece it took. True when all of it was taken
+   * (what is gone from guest memory counts as taken).
+   */
+  drain(take: (bytes: Uint8Array) => number): boolean {
+    while (this.#at < this.count) {
+      const n = (this.length[this.#at] as number) - this.#inside;
+      const from = this.#position();
+      const piece = (this.region[this.#at] as MemoryRegion).u8.subarray(from, from + n);
+      const taken = piece.length === 0 ? n : Math.min(take(piece), n);
+      if (this.#at >= this.count) return true;
+      this.#advance(taken);
+      if (taken < piece.length) return false;
     }
     return true;
   }
