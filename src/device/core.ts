@@ -45,8 +45,8 @@ export const DEFAULT_RING_FEATURES = RING_FEATURES.without(
 
 /** Chains that are taken from a queue in one go. */
 const BATCH_CHAINS = 128;
-/** Batches that one kick may work through before other work gets its turn. */
-const BATCHES_PER_TURN = 16;
+/** Chains that one kick may work through, about, before other work gets its turn. */
+const CHAINS_PER_TURN = 16 * BATCH_CHAINS;
 
 /** What a concrete device tells the core of itself. */
 export interface DeviceDescription {
@@ -275,7 +275,7 @@ export abstract class DeviceCore {
     const batch = this.#batches[this.#servicing] ?? this.#newBatch();
     this.#servicing++;
     running.inService = true;
-    let turns = BATCHES_PER_TURN;
+    let budget = CHAINS_PER_TURN;
     try {
       do {
         queue.disableKicks();
@@ -287,7 +287,8 @@ export abstract class DeviceCore {
           if (!running.live) return;
           running.publish();
           if (!(goOn || running.again) || this.#broken !== undefined) return;
-          if (--turns === 0) {
+          budget -= batch.count;
+          if (budget <= 0) {
             this.environment.defer(() => this.#resume(running));
             return;
           }
