@@ -1,0 +1,103 @@
+import type { BlockBackend } from "../backend/block/types.ts";
+import type { CharBackend } from "../backend/char/types.ts";
+import type { EntropySource } from "../backend/entropy/types.ts";
+import type { DriveOptions } from "./description.ts";
+import { suggest } from "./nearest.ts";
+import type { DeviceObject } from "./object-model/device.ts";
+import type { QomObject } from "./object-model/object.ts";
+import { UsageError } from "./usage-error.ts";
+
+/** A back end and who uses it: one device at a time. */
+export interface Claimable {
+  readonly id: string;
+  /** For messages: the device's label, or "serial port 0". */
+  user: string | undefined;
+}
+
+export interface Drive extends Claimable {
+  readonly options: DriveOptions;
+  readonly backend: BlockBackend;
+}
+
+export interface Chardev extends Claimable {
+  readonly backend: CharBackend;
+}
+
+/** An id that a device's property names. */
+export interface Claim {
+  readonly id: string;
+  readonly device: DeviceObject;
+  readonly property: string;
+}
+
+/** Everything that devices are connected to, by id. */
+export class MachineBackends {
+  readonly drives = new Map<string, Drive>();
+  readonly chardevs = new Map<string, Chardev>();
+  /** -object. */
+  readonly objects = new Map<string, QomObject>();
+  /** Devices that want to boot, by bootindex. */
+  readonly #bootOrder = new Map<number, DeviceObject>();
+  /** The host's own random numbers. */
+  readonly entropy: EntropySource;
+
+  constructor(entropy: EntropySource) {
+    this.entropy = entropy;
+  }
+
+  /** @throws UsageError when there is no such drive, or a device has it already */
+  claimDrive(claim: Claim): Drive {
+    const drive = find(this.drives, claim, "-drive file=IMAGE,format=raw,if=none,id=ID declares a drive.");
+    if (drive.user !== undefined) {
+      const reason = `Drive '${drive.id}' is already in use`;
+      if (drive.options.interface === "none")
+        throw new UsageError(`${reason} by another device, ${drive.user}`, {
+          hint: "Give each device a drive of its own.",
+        });
+      throw new UsageError(
+        `${reason} because it has been automatically connected to another device (did you need 'if=none' in the drive options?)`,
+      );
+    }
+    drive.user = claim.device.label;
+    return drive;
+  }
+
+  /** @throws UsageError when there is no such chardev, or it is in use */
+  claimChardev(claim: Claim): Chardev {
+    const chardev = find(this.chardevs, claim, "-chardev TYPE,id=ID declares one.");
+    if (chardev.user !== undefined) {
+      const where = `Property '${claim.device.typeName}.${claim.property}' can't take value '${claim.id}'`;
+      throw new UsageError(`${where}: Device '${claim.id}' is in use by ${chardev.user}`);
+    }
+    chardev.user = claim.device.label;
+    return chardev;
+  }
+
+  /** @throws UsageError when -object made no such thing */
+  findObject(claim: Claim): QomObject {
+    return find(this.objects, claim, "-object TYPE,id=ID makes one.");
+  }
+
+  /** @throws UsageError when another device has this place in the boot order */
+  claimBootIndex(index: number, device: DeviceObject): void {
+    const other = this.#bootOrder.get(index);
+    if (other !== undefined) throw new UsageError(`The bootindex ${index} has already been used, by ${other.label}`);
+    this.#bootOrder.set(index, device);
+  }
+
+  releaseBootIndex(device: DeviceObject): void {
+    for (const [index, owner] of this.#bootOrder) if (owner === device) this.#bootOrder.delete(index);
+  }
+
+  /** The devices to boot from, the first first. */
+  get bootOrder(): DeviceObject[] {
+    return [...this.#bootOrder].sort(([a], [b]) => a - b).map(([, device]) => device);
+  }
+}
+
+function find<T>(map: ReadonlyMap<string, T>, { id, device, property }: Claim, more: string): T {
+  const found = map.get(id);
+  if (found !== undefined) return found;
+  const hint = map.size === 0 ? more : suggest(id, map.keys());
+  throw new UsageError(`Property '${device.typeName}.${property}' can't find value '${id}'`, { hint });
+}

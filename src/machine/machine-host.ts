@@ -1,0 +1,21 @@
+import type { Environment } from "../common/environment.ts";
+import type { GuestMemory } from "../memory/guest-memory.ts";
+import type { PciFunction } from "../transport/pci/function.ts";
+import type { MachineBackends } from "./machine-backends.ts";
+
+/** The PCI bus of an engine: 256 places (slot * 8 + function) on bus 0. */
+export interface PciSlots {
+  attach(device: PciFunction, devfn: number): void;
+  detach(device: PciFunction): void;
+  /** True when something is plugged in there, ours or the board's own. */
+  occupied(devfn: number): boolean;
+}
+
+/** What a device finds around it when it is realized. */
+export interface MachineHost {
+  readonly environment: Environment;
+  /** The guest's RAM. */
+  readonly memory: GuestMemory;
+  readonly pci: PciSlots;
+  readonly backends: MachineBackends;
+}
