@@ -11,12 +11,12 @@ import {
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_INDIRECT_DESC,
-  VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_RING_RESET,
   VIRTIO_F_VERSION_1,
 } from "../spec/features.ts";
 import { LoopbackTransport } from "../transport/loopback/index.ts";
+import { PciHostBridge, PciScanner, VirtioPciDevice } from "../transport/pci/index.ts";
 import { nodeEnvironment } from "./loop-device.ts";
 
 /** How a device and its driver are brought together in a test. */
@@ -55,7 +55,9 @@ export const RIG_CONFIGS: readonly RigConfig[] = [
     transport: "loopback",
     fixed: true,
   },
-  { name: "everything", ring: RING_FEATURES.with(VIRTIO_F_NOTIFICATION_DATA), transport: "loopback", fixed: false },
+  { name: "everything", ring: RING_FEATURES, transport: "loopback", fixed: false },
+  { name: "split", ring: BASE, transport: "pci", fixed: true },
+  { name: "everything", ring: RING_FEATURES, transport: "pci", fixed: false },
 ];
 
 export const testEnvironment: Environment = nodeEnvironment();
@@ -137,6 +139,13 @@ function transportOf(
   memory: GuestMemory,
   environment: Environment,
 ): DriverTransport {
-  const delivery = config.transport === "loopback-direct" ? "direct" : "deferred";
-  return new LoopbackTransport(device, { memory, environment, delivery });
+  if (config.transport !== "pci") {
+    const delivery = config.transport === "loopback-direct" ? "direct" : "deferred";
+    return new LoopbackTransport(device, { memory, environment, delivery });
+  }
+  const bridge = new PciHostBridge({ environment });
+  bridge.bus.plug(new VirtioPciDevice(device, { memory }));
+  const [transport] = new PciScanner(bridge, { memory, environment }).scan();
+  if (transport === undefined) throw new Error(`${device.name} does not show up on the PCI bus`);
+  return transport;
 }
