@@ -1,0 +1,348 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import fc from "fast-check";
+import { FeatureSet } from "../common/feature-set.ts";
+import { GuestMemory } from "../memory/guest-memory.ts";
+import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import {
+  LOOP_CFG_VALUE,
+  LOOP_CFG_WRITABLE,
+  LOOP_DEVICE_ID,
+  LoopDevice,
+  LoopDriver,
+  nodeEnvironment,
+} from "../testing/loop-device.ts";
+import { LoopbackTransport } from "../transport/loopback/index.ts";
+import { type DriverContext, VirtioDriver } from "./core.ts";
+import { DmaAllocator, type DmaBuffer } from "./dma.ts";
+import { DRIVER_RING_FEATURES, negotiate } from "./features.ts";
+import type { DriverTransport } from "./transport.ts";
+import type { VirtQueue } from "./virtqueue.ts";
+
+const limit = { timeout: 10_000 };
+const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
+
+/** A context on a loop device whose transport writes down every call that changes something, in order. */
+function setUp(device = new LoopDevice()) {
+  const environment = nodeEnvironment();
+  const memory = GuestMemory.allocate(1 << 20);
+  const dma = new DmaAllocator(memory, 4096, (1 << 20) - 4096);
+  const inner = new LoopbackTransport(device, { memory, environment });
+  const calls: string[] = [];
+  const recorded = [
+    "reset",
+    "setStatus",
+    "setDriverFeatures",
+    "deviceFeatures",
+    "enableQueue",
+    "notify",
+    "writeConfig",
+  ];
+  const transport = new Proxy<DriverTransport>(inner, {
+    get(target, name: keyof DriverTransport) {
+      const member: unknown = Reflect.get(target, name, target);
+      if (typeof member !== "function") return member;
+      return (...args: unknown[]) => {
+        if (recorded.includes(name)) calls.push(name === "setStatus" ? `status ${args[0]}` : name);
+        return member.apply(target, args);
+      };
+    },
+  });
+  const context: DriverContext = { transport, dma, environment };
+  return { device, dma, calls, inner, transport, context, free: dma.free };
+}
+
+/** A driver whose hooks a test fills in. */
+class Scripted extends VirtioDriver {
+  validate: (offered: FeatureSet) => FeatureSet = (features) => features;
+  setUp: (driver: Scripted) => void | Promise<void> = () => undefined;
+  readonly log: string[] = [];
+
+  constructor(context: DriverContext) {
+    super(context, { name: "scripted", deviceIds: [LOOP_DEVICE_ID], features: [] });
+  }
+  queue(index: number): VirtQueue {
+    return this.setUpQueue(index);
+  }
+  read(size: 1 | 2 | 4 | 8): number {
+    return this.readConfig(LOOP_CFG_VALUE, size);
+  }
+  fields<T>(read: () => T): T {
+    return this.readConfigFields(read);
+  }
+  write(value: number): void {
+    this.writeConfig(LOOP_CFG_WRITABLE, 4, value);
+  }
+  resetOf(queue: VirtQueue): Promise<void> {
+    return this.resetQueue(queue);
+  }
+  buffer(length: number): DmaBuffer {
+    return this.dma.alloc(length);
+  }
+  protected override onValidate(features: FeatureSet): FeatureSet {
+    return this.validate(features);
+  }
+  protected override onSetUp(): void | Promise<void> {
+    return this.setUp(this);
+  }
+  protected override onUsed(_queue: VirtQueue, token: number, written: number): void {
+    this.log.push(`used ${token} ${written}`);
+  }
+  protected override onUnused(_queue: VirtQueue, token: number): void {
+    this.log.push(`unused ${token}`);
+  }
+  protected override onTearDown(): void {
+    this.log.push("torn down");
+  }
+}
+
+// driver: General Initialization And Device Operation / Device Initialization #1, #5
+test("bring-up in the order of the spec; kicks wait for DRIVER_OK", limit, async () => {
+  const { calls, context } = setUp();
+  const driver = new Scripted(context);
+  driver.setUp = () => {
+    const queue = driver.queue(0);
+    queue.add({ address: Float64Array.of(driver.buffer(8).address), length: Uint32Array.of(8) }, 0, 0, 1, 7);
+    queue.kick();
+    queue.kick();
+    driver.write(1);
+  };
+  await driver.start();
+  assert.deepEqual(calls, [
+    "reset",
+    "status 1",
+    "status 3",
+    "deviceFeatures",
+    "setDriverFeatures",
+    "status 11",
+    "enableQueue",
+    "writeConfig",
+    "status 15",
+    "notify",
+  ]);
+  while (driver.log.length === 0) await turn();
+  assert.deepEqual(driver.log, ["used 7 0"]);
+});
+
+// driver: General Initialization And Device Operation / Device Initialization #2
+test("before FEATURES_OK the configuration is only read, and queues are not set up", limit, async () => {
+  const { context } = setUp();
+  const driver = new Scripted(context);
+  driver.validate = (features) => {
+    assert.equal(driver.read(4), 0x89abcdef);
+    assert.throws(() => driver.write(1), { code: "ERR_VIRTKIT_DRIVER_STATE" });
+    assert.throws(() => driver.queue(0), { code: "ERR_VIRTKIT_DRIVER_STATE" });
+    return features;
+  };
+  await driver.start();
+  await assert.rejects(driver.start(), { code: "ERR_VIRTKIT_DRIVER_STATE" });
+});
+
+test("onValidate may take features away and add none", limit, async () => {
+  const { context, device } = setUp();
+  const driver = new Scripted(context);
+  driver.validate = (features) => features.without(VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET);
+  driver.setUp = () => void driver.queue(0);
+  await driver.start();
+  assert.equal(device.features.has(VIRTIO_F_RING_PACKED), false);
+  await assert.rejects(driver.resetOf(driver.queues[0] as VirtQueue), { code: "ERR_VIRTKIT_FEATURES" });
+  const greedy = new Scripted(setUp().context);
+  greedy.validate = (features) => features.with(0);
+  await assert.rejects(greedy.start(), { code: "ERR_VIRTKIT_FEATURES" });
+});
+
+// driver: Basic Facilities of a Virtio Device / Feature Bits #6
+test("a set-up that fails: device reset, memory back, FAILED; a new start is possible", limit, async () => {
+  const { calls, context, dma, free, inner } = setUp();
+  const driver = new Scripted(context);
+  driver.setUp = () => {
+    driver.queue(0);
+    throw new Error("no room on this shelf");
+  };
+  await assert.rejects(driver.start(), /no room on this shelf/);
+  assert.deepEqual(calls.slice(-2), ["reset", "status 129"]);
+  assert.deepEqual([driver.state, inner.getStatus(), dma.free], ["failed", 129, free]);
+  assert.deepEqual(driver.log, ["torn down"]);
+  driver.setUp = () => void driver.queue(0);
+  await driver.start();
+  assert.equal(driver.state, "ready");
+});
+
+test("a queue that the device does not have, or that is set up already", limit, async () => {
+  for (const indices of [[2], [0, 0]]) {
+    const driver = new Scripted(setUp().context);
+    driver.setUp = () => {
+      for (const index of indices) driver.queue(index);
+    };
+    await assert.rejects(driver.start(), { code: "ERR_VIRTKIT_QUEUE" });
+  }
+});
+
+test("a driver of another device type is refused", limit, () => {
+  const { context } = setUp();
+  class Other extends VirtioDriver {
+    constructor() {
+      super(context, { name: "other", deviceIds: [1], features: [] });
+    }
+    protected override onSetUp(): void {}
+  }
+  assert.throws(() => new Other(), { code: "ERR_VIRTKIT_DEVICE_ID" });
+});
+
+// driver: Basic Facilities of a Virtio Device / Device Configuration Space #1
+test("fields that change while they are read are read again", limit, async () => {
+  const { context, device } = setUp();
+  const driver = new Scripted(context);
+  await driver.start();
+  let reads = 0;
+  const value = driver.fields(() => {
+    const first = driver.read(4);
+    if (reads++ < 3) device.config.update((view) => view.setUint32(LOOP_CFG_VALUE, reads, true));
+    return [first, driver.read(4)];
+  });
+  assert.deepEqual(value, [3, 3]);
+  assert.throws(() => driver.fields(() => void device.config.update(() => undefined)), { code: "ERR_VIRTKIT_CONFIG" });
+});
+
+test("buffers that the device never used come back when the driver is removed", limit, async () => {
+  const { context, device, dma, free } = setUp();
+  const driver = new Scripted(context);
+  driver.setUp = () => void driver.queue(1);
+  await driver.start();
+  const buffer = driver.buffer(16);
+  const [queue] = driver.queues.filter((q) => q !== undefined);
+  for (const token of [5, 6])
+    assert.ok(queue?.add({ address: Float64Array.of(buffer.address), length: Uint32Array.of(16) }, 0, 0, 1, token));
+  queue?.kick();
+  while (device.held.length < 2) await turn();
+  const pending = queue?.transfer([], [buffer]) as Promise<number>;
+  const rejected = assert.rejects(pending, { code: "ERR_VIRTKIT_RESET" });
+  await driver.remove();
+  await rejected;
+  assert.deepEqual(driver.log.sort(), ["torn down", "unused 5", "unused 6"]);
+  dma.release(buffer);
+  assert.equal(dma.free, free);
+  await assert.rejects(driver.restart(), { code: "ERR_VIRTKIT_DRIVER_STATE" });
+  await driver.remove();
+  await assert.rejects(queue?.transfer([], [buffer]) as Promise<number>, { code: "ERR_VIRTKIT_RESET" });
+  assert.equal(queue?.add({ address: Float64Array.of(4096), length: Uint32Array.of(1) }, 0, 0, 1, 1), false);
+});
+
+test("chains that never fit are refused, and do not hold up others", limit, async () => {
+  const { context, device } = setUp();
+  const driver = new Scripted(context);
+  driver.setUp = () => void driver.queue(1);
+  await driver.start();
+  const queue = driver.queues[1] as VirtQueue;
+  const buffer = driver.buffer(2048);
+  const pieces = Array.from({ length: 40 }, (_, i) => buffer.slice(i, 1));
+  await assert.rejects(queue.transfer([], pieces), { code: "ERR_VIRTKIT_CHAIN" });
+  const transfers = Array.from({ length: 30 }, () => queue.transfer([buffer], []));
+  const refused = assert.rejects(queue.transfer(pieces, []), { code: "ERR_VIRTKIT_CHAIN" });
+  const last = queue.transfer([buffer], []);
+  for (let done = false; !done; ) {
+    device.finish();
+    await turn();
+    done = device.held.length === 0 && queue.inFlight === 0;
+  }
+  await refused;
+  assert.equal((await Promise.all([...transfers, last])).length, 31);
+  const sg = { address: Float64Array.of(buffer.address), length: Uint32Array.of(1) };
+  assert.throws(() => queue.add(sg, 0, 1, 0, 2 ** 31), { code: "ERR_VIRTKIT_TOKEN" });
+});
+
+test("a device that breaks after each start is given up", limit, async () => {
+  const { context, device, inner } = setUp();
+  class Doomed extends LoopDriver {
+    protected override onReady(): void {
+      super.onReady();
+      device.breakDown();
+    }
+  }
+  const driver = new Doomed(context);
+  await driver.start();
+  while (driver.state !== "failed") await turn();
+  assert.equal(driver.events.filter((event) => event === "needs reset").length, 4);
+  assert.equal(inner.getStatus() & 128, 128);
+});
+
+test("feature tables: only what is declared, offered, and has what it requires", limit, () => {
+  const bit = fc.nat(12);
+  const entry = fc.record({ bit, requires: fc.array(bit, { maxLength: 2 }) });
+  const property = fc.property(
+    fc.uniqueArray(entry, { selector: (e) => e.bit }),
+    fc.uniqueArray(bit),
+    (table, offeredBits) => {
+      const offered = FeatureSet.of(VIRTIO_F_VERSION_1, 30, ...offeredBits);
+      const accepted = negotiate(table, DRIVER_RING_FEATURES, offered);
+      assert.ok(accepted.isSubsetOf(offered));
+      assert.ok(accepted.has(VIRTIO_F_VERSION_1) && !accepted.has(30));
+      for (const feature of accepted) {
+        const declared = table.find((e) => e.bit === feature);
+        assert.ok(feature === VIRTIO_F_VERSION_1 || declared !== undefined);
+        assert.ok(declared?.requires.every((other) => accepted.has(other)) ?? true);
+      }
+      // Nothing was left out that could have been kept.
+      for (const e of table) if (offered.has(e.bit) && e.requires.length === 0) assert.ok(accepted.has(e.bit));
+    },
+  );
+  fc.assert(property);
+  assert.throws(
+    () => negotiate([{ bit: 3, mandatory: true }], DRIVER_RING_FEATURES, FeatureSet.of(VIRTIO_F_VERSION_1)),
+    {
+      code: "ERR_VIRTKIT_FEATURES",
+      message: /feature bit 3/,
+    },
+  );
+});
+
+test("DMA memory: aligned, zeroed, never handed out twice, all of it comes back", { timeout: 30_000 }, () => {
+  const step = fc.record({
+    take: fc.boolean(),
+    length: fc.integer({ min: 1, max: 600 }),
+    align: fc.nat(9),
+    which: fc.nat(),
+  });
+  const property = fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
+    const memory = GuestMemory.allocate(0x4000);
+    memory.regions[0]?.u8.fill(0xff);
+    const dma = new DmaAllocator(memory, 0x1000, 0x2000);
+    const live: DmaBuffer[] = [];
+    for (const { take, length, align, which } of steps) {
+      if (!take && live.length > 0) dma.release(live.splice(which % live.length, 1)[0] as DmaBuffer);
+      else {
+        let buffer: DmaBuffer;
+        try {
+          buffer = dma.alloc(length, 2 ** align);
+        } catch (error) {
+          assert.equal((error as { code?: string }).code, "ERR_VIRTKIT_DMA_EXHAUSTED");
+          continue;
+        }
+        assert.equal(buffer.address % 2 ** align, 0);
+        assert.ok(buffer.address >= 0x1000 && buffer.address + length <= 0x3000);
+        assert.ok(buffer.bytes.every((byte) => byte === 0));
+        const clash = live.some((b) => b.address < buffer.address + length && buffer.address < b.address + b.length);
+        assert.ok(!clash);
+        buffer.bytes.fill(0xff);
+        live.push(buffer);
+      }
+    }
+    for (const buffer of live) dma.release(buffer);
+    assert.equal(dma.free, 0x2000);
+    assert.equal(dma.alloc(0x2000).address, 0x1000);
+  });
+  fc.assert(property, { numRuns: 200 });
+});
+
+test("DMA memory: mistakes are said", limit, () => {
+  const memory = GuestMemory.allocate(0x2000);
+  assert.throws(() => new DmaAllocator(memory, 0x1000, 0x2000), { code: "ERR_VIRTKIT_DMA_RANGE" });
+  const dma = new DmaAllocator(memory, 0x1000, 0x1000);
+  const buffer = dma.alloc(10);
+  assert.throws(() => buffer.slice(5, 6), { code: "ERR_VIRTKIT_DMA_RANGE" });
+  assert.throws(() => dma.alloc(0x1000), { code: "ERR_VIRTKIT_DMA_EXHAUSTED" });
+  dma.release(buffer);
+  assert.throws(() => dma.release(buffer), { code: "ERR_VIRTKIT_DMA_FREE" });
+  memory.setRegions([]);
+  assert.throws(() => buffer.bytes, { code: "ERR_VIRTKIT_DMA_GONE" });
+});
