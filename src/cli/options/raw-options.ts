@@ -14,33 +14,35 @@ export function dashed(spec: RunOptionSpec): string {
   return `${spec.group.startsWith("virtkit") ? "--" : "-"}${spec.name}`;
 }
 
+/** The options given, or that help is asked for. */
+export type RunArguments = { readonly kind: "options"; readonly options: RawOptions } | { readonly kind: "help" };
+
 /**
- * Rewrites QEMU's options (`-drive X`) as GNU's (`--drive=X`), which commander reads. One dash or two, the name means the same.
+ * Reads QEMU's command line: `-drive X`, one dash or two, and an argument that may begin with a dash itself. `--drive=X` is taken too.
  * @throws UsageError for an option that there is not, one that is not supported, or one without its argument
  */
-export function normalizeRunArguments(argv: readonly string[]): string[] {
-  const out: string[] = [];
+export function readRunArguments(argv: readonly string[]): RunArguments {
+  const options = new Map<string, string[]>();
   for (let i = 0; i < argv.length; i++) {
     const word = argv[i] ?? "";
     const [, dashes = "", name = "", value] = /^(--?)([^=]+)(?:=(.*))?$/s.exec(word) ?? [];
-    if (word === "-" || dashes === "") throw unexpected(word);
-    if (name === "help" || name === "h") {
-      out.push("--help");
-      continue;
-    }
+    if (dashes === "") throw unexpected(word);
+    if (name === "help" || name === "h") return { kind: "help" };
     const spec = BY_NAME.get(name);
     if (spec === undefined || (value !== undefined && dashes === "-")) throw unknownOption(`${dashes}${name}`, name);
+    const given = options.get(spec.name) ?? [];
+    options.set(spec.name, given);
     if (spec.argument === undefined) {
       if (value !== undefined) throw new UsageError("takes no argument", { option: `${dashes}${name}` });
-      out.push(`--${spec.name}`);
+      given.push("");
       continue;
     }
     const argument = value ?? argv[++i];
     if (argument === undefined)
       throw new UsageError("requires an argument", { option: word, hint: `Write ${word} ${spec.argument}` });
-    out.push(`--${spec.name}=${argument}`);
+    given.push(argument);
   }
-  return out;
+  return { kind: "options", options };
 }
 
 function unexpected(word: string): UsageError {

@@ -1,0 +1,19 @@
+import { deviceHelp, deviceListHelp, objectHelp, objectListHelp } from "../machine/object-model/device-help.ts";
+import type { TypeRegistry } from "../machine/object-model/registry.ts";
+import { createTypeRegistry } from "../machine/types.ts";
+import { blame } from "../machine/usage-error.ts";
+import { chardevHelp } from "./options/chardev.ts";
+import type { HelpTopic } from "./options/device.ts";
+
+/** The answers to `-device help` and its like, from the registry. @throws UsageError for a name that there is not */
+export function answer(topics: readonly HelpTopic[], registry: TypeRegistry = createTypeRegistry()): string {
+  return topics.map((topic) => answerOne(topic, registry)).join("\n");
+}
+
+function answerOne({ of, name }: HelpTopic, registry: TypeRegistry): string {
+  if (of === "chardev") return chardevHelp();
+  return blame(`-${of} ${name},help`, () => {
+    if (of === "object") return name === undefined ? objectListHelp(registry) : objectHelp(registry, name);
+    return name === undefined ? deviceListHelp(registry) : deviceHelp(registry, name);
+  });
+}
