@@ -25,9 +25,9 @@ typedef struct {
   uint32_t in_flight, descriptors, free, free_id;
   bool off;
   int64_t *room;
-  uint16_t *taken, *order, *next, *when;
+  uint16_t *taken, *order, *next, *fresh;
   uint32_t order_next;
-  uint16_t added, published_added;
+  uint32_t fresh_count;
   uint32_t *token;
 } packed_t;
 
@@ -44,7 +44,7 @@ static packed_t packed_new(memory_t *memory, uint64_t address, uint32_t size) {
   q.taken = take(size, 2);
   q.order = take(size, 2);
   q.next = take(size, 2);
-  q.when = take(size, 2);
+  q.fresh = take(size, 2);
   q.token = take(size, 4);
   q.published_wrap = true;
   for (uint32_t i = 0; i < size; i++) {
@@ -178,7 +178,6 @@ static void packed_push(packed_t *q, uint16_t id, uint64_t written) {
   const uint32_t links = q->taken[id];
   q->room[id] = IDLE;
   q->in_flight--;
-  q->descriptors -= links;
   q->staged += links;
   q->used_index += links;
   if (q->used_index >= q->size) {
@@ -192,6 +191,7 @@ static bool packed_flush(packed_t *q) {
   if (staged == 0 || q->fault) return false;
   STORE_SC(&q->desc[q->published_index].tail, q->held);
   q->staged = 0;
+  q->descriptors -= staged;
   q->published_index = q->used_index;
   return packed_crossed(q, LOAD_SC(q->driver_event), q->used_index, q->used_bits != 0, staged);
 }
@@ -242,9 +242,9 @@ static bool packed_add(packed_t *q, const scatter_t *sg, uint32_t start, uint32_
   q->avail_bits = bits;
   q->free_id = q->next[id];
   q->taken[id] = total;
-  q->room[id] = writable_bytes;
+  q->room[id] = -2 - (int64_t)writable_bytes;
   q->token[id] = token;
-  q->when[id] = q->added++;
+  q->fresh[q->fresh_count++] = id;
   q->staged += total;
   q->free -= total;
   q->in_flight++;
@@ -254,9 +254,10 @@ static bool packed_add(packed_t *q, const scatter_t *sg, uint32_t start, uint32_
 static bool packed_publish(packed_t *q) {
   const uint32_t staged = q->staged;
   if (staged == 0 || q->fault) return false;
+  for (uint32_t i = 0; i < q->fresh_count; i++) q->room[q->fresh[i]] = -2 - q->room[q->fresh[i]];
+  q->fresh_count = 0;
   STORE_SC(&q->desc[q->published_index].tail, q->held);
   q->staged = 0;
-  q->published_added = q->added;
   q->published_index = q->avail_index;
   q->published_wrap = q->avail_bits == P_AVAIL;
   return packed_crossed(q, LOAD_SC(q->device_event), q->published_index, q->published_wrap, staged);
@@ -268,7 +269,6 @@ static bool packed_used_waits(packed_t *q) {
 
 static uint32_t packed_get(packed_t *q, uint32_t *tokens, uint32_t *lengths, uint32_t max) {
   if (!packed_used_waits(q)) return 0;
-  const bool staged = q->staged != 0;
   uint32_t index = q->used_index, bits = q->used_bits, count = 0;
   for (; count < max; count++) {
     const uint32_t tail = LOAD_ACQUIRE(&q->desc[index].tail);
@@ -279,7 +279,7 @@ static uint32_t packed_get(packed_t *q, uint32_t *tokens, uint32_t *lengths, uin
       break;
     }
     const int64_t room = q->room[id];
-    if (room < 0 || (staged && (uint16_t)(q->published_added - 1 - q->when[id]) >= q->size)) {
+    if (room < 0) {
       q->fault = "duplicate";
       break;
     }

@@ -13,7 +13,7 @@ typedef struct {
   int64_t *room;
   uint16_t *order;
   // driver
-  uint16_t *next, *last, *taken, *position;
+  uint16_t *next, *last, *taken;
   uint32_t *token;
 } split_t;
 
@@ -28,7 +28,6 @@ static split_t split_new(memory_t *memory, uint64_t address, uint32_t size) {
   q.next = take(size, 2);
   q.last = take(size, 2);
   q.taken = take(size, 2);
-  q.position = take(size, 2);
   q.token = take(size, 4);
   for (uint32_t i = 0; i < size; i++) {
     q.room[i] = IDLE;
@@ -186,9 +185,8 @@ static bool split_add(split_t *q, const scatter_t *sg, uint32_t start, uint32_t 
   const uint32_t slot = position & q->mask;
   STORE(&q->avail[2 + slot], (uint16_t)head);
   q->order[slot] = head;
-  q->position[head] = position;
   q->taken[head] = total;
-  q->room[head] = writable_bytes;
+  q->room[head] = -2 - (int64_t)writable_bytes;
   q->token[head] = token;
   q->free -= total;
   q->in_flight++;
@@ -199,6 +197,10 @@ static bool split_add(split_t *q, const scatter_t *sg, uint32_t start, uint32_t 
 static bool split_publish(split_t *q) {
   const uint16_t old = q->published, new = q->avail_index;
   if (new == old || q->fault) return false;
+  for (uint16_t position = old; position != new; position++) {
+    const uint16_t head = q->order[position & q->mask];
+    q->room[head] = -2 - q->room[head];
+  }
   STORE_SC(&q->avail[1], new);
   q->published = new;
   const uint16_t event = LOAD_SC(&q->used[2 + 4 * q->size]);
@@ -215,7 +217,6 @@ static uint32_t split_get(split_t *q, uint32_t *tokens, uint32_t *lengths, uint3
     return 0;
   }
   const uint32_t limit = ahead < max ? ahead : max;
-  const bool staged = q->avail_index != q->published;
   uint32_t count = 0;
   for (; count < limit; count++) {
     const uint32_t *element = (uint32_t *)(q->used + 2) + 2 * ((from + count) & q->mask);
@@ -225,7 +226,7 @@ static uint32_t split_get(split_t *q, uint32_t *tokens, uint32_t *lengths, uint3
       break;
     }
     const int64_t room = q->room[id];
-    if (room < 0 || (staged && (uint16_t)(q->published - 1 - q->position[id]) >= q->size)) {
+    if (room < 0) {
       q->fault = "duplicate";
       break;
     }

@@ -1,5 +1,6 @@
 import { Arena, Random } from "./ring-arena.ts";
 import { type Counts, DeviceEpisode } from "./ring-fuzz-device.ts";
+import { DriverEpisode } from "./ring-fuzz-driver.ts";
 
 export const RING_SIDES = ["device-split", "device-packed", "driver-split", "driver-packed"] as const;
 export type RingSide = (typeof RING_SIDES)[number];
@@ -23,11 +24,12 @@ const EPISODE = 400;
 export function fuzzRing({ side, operations, seed, onProgress }: RingFuzzOptions): Counts {
   const arena = new Arena();
   const counts: Counts = { operations: 0, chains: 0, faults: {} };
+  const Episode = side.startsWith("device") ? DeviceEpisode : DriverEpisode;
   const packed = side.endsWith("packed");
   for (let episode = 0; counts.operations < operations; episode++) {
     const random = new Random(seed + episode * 7919);
     try {
-      new DeviceEpisode(random, arena, packed, counts).run(EPISODE);
+      new Episode(random, arena, packed, counts).run(EPISODE);
     } catch (error) {
       throw new Error(`${side}: seed ${seed}, episode ${episode}: ${(error as Error).message}`, { cause: error });
     }

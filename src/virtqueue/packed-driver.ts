@@ -27,16 +27,20 @@ export class PackedDriverQueue implements DriverQueue {
   readonly #memory: GuestMemory;
   readonly #areas: RingAreas;
   readonly #features: QueueFeatures;
+  readonly #inOrder: boolean;
   readonly #indirect: IndirectWriter | undefined;
   // Our own state, kept apart from the ring, which the device's side can write to.
   /** By free buffer id: the next free one. */
   readonly #next: Uint16Array;
   /** By buffer id: slots of the ring the chain takes. */
   readonly #taken: Uint16Array;
-  /** By buffer id: device-writable bytes while the chain is in flight, else {@link IDLE}. */
+  /** By id: device-writable bytes while the device has the chain; -2 minus them before and while {@link get} looks; else {@link IDLE}. */
   readonly #room: Float64Array;
   readonly #token: Uint32Array;
-  /** By buffer id: when it was added; a 16-bit count of chains. */
+  /** Buffer ids of the chains added since the last {@link publish}. */
+  readonly #fresh: Uint16Array;
+  #freshCount = 0;
+  /** IN_ORDER, by buffer id: when it was added; a 16-bit count of chains. */
   readonly #when: Uint16Array;
   /** Flags and buffer ids of the used descriptors that {@link get} is looking at. */
   readonly #found: Uint32Array;
@@ -75,12 +79,14 @@ export class PackedDriverQueue implements DriverQueue {
     this.size = config.size;
     this.#memory = memory;
     this.#features = features;
+    this.#inOrder = features.inOrder;
     this.#areas = new RingAreas(memory, config, features, "driver");
     this.#next = Uint16Array.from({ length: size }, (_, i) => (i + 1) % size);
     this.#taken = new Uint16Array(size);
     this.#room = new Float64Array(size).fill(IDLE);
     this.#token = new Uint32Array(size);
-    this.#when = new Uint16Array(size);
+    this.#fresh = new Uint16Array(size);
+    this.#when = new Uint16Array(features.inOrder ? size : 0);
     this.#found = new Uint32Array(size);
     this.#order = new Uint16Array(features.inOrder ? size : 0);
     this.#free = size;
@@ -188,10 +194,11 @@ export class PackedDriverQueue implements DriverQueue {
   #offer(id: number, slots: number, writableBytes: number, token: number): void {
     this.#freeId = this.#next[id] as number;
     this.#taken[id] = slots;
-    this.#room[id] = writableBytes;
+    this.#room[id] = -2 - writableBytes;
     this.#token[id] = token;
-    this.#when[id] = this.#added;
-    if (this.#features.inOrder) {
+    this.#fresh[this.#freshCount++] = id;
+    if (this.#inOrder) {
+      this.#when[id] = this.#added;
       this.#order[this.#orderNext] = id;
       this.#orderNext = (this.#orderNext + 1) % this.size;
     }
@@ -207,6 +214,14 @@ export class PackedDriverQueue implements DriverQueue {
     const { desc, device } = this.#areas;
     const from = this.#publishedIndex;
     const observed = this.#memory.observed;
+    const fresh = this.#fresh;
+    const rooms = this.#room;
+    const freshCount = this.#freshCount;
+    for (let i = 0; i < freshCount; i++) {
+      const id = fresh[i] as number;
+      rooms[id] = -2 - (rooms[id] as number);
+    }
+    this.#freshCount = 0;
     if (observed) this.#markSlots(from, staged);
     // The sequentially consistent store is also the full fence between publishing and looking whether to notify.
     Atomics.store(desc.region.u32, (desc.offset >>> 2) + (from << 2) + 3, this.#heldWord);
@@ -226,7 +241,7 @@ export class PackedDriverQueue implements DriverQueue {
   get(tokens: Uint32Array, lengths: Uint32Array, max: number): number {
     if (!this.#ready() || (this.#answered === 0 && !this.#usedWaits())) return 0;
     const limit = Math.min(max, tokens.length, lengths.length, this.size);
-    if (this.#features.inOrder) return this.#takeInOrder(tokens, lengths, limit);
+    if (this.#inOrder) return this.#takeInOrder(tokens, lengths, limit);
     const count = this.#collect(tokens, limit);
     if (count > 1) loadFence();
     return this.#measure(lengths, count);
@@ -237,7 +252,6 @@ export class PackedDriverQueue implements DriverQueue {
     const size = this.size;
     const words = this.#areas.desc.region.u32;
     const base = (this.#areas.desc.offset >>> 2) + 3;
-    const staged = this.#staged !== 0;
     const rooms = this.#room;
     const token = this.#token;
     const taken = this.#taken;
@@ -254,7 +268,7 @@ export class PackedDriverQueue implements DriverQueue {
         break;
       }
       const room = rooms[id] as number;
-      if (room < 0 || (staged && !this.#isPublished(id))) {
+      if (room < 0) {
         this.#fault = duplicateFault("used while not in flight: buffer id", id);
         break;
       }
@@ -400,18 +414,13 @@ export class PackedDriverQueue implements DriverQueue {
   detach(): number {
     for (; this.#detached < this.#room.length; this.#detached++) {
       const id = this.#detached;
-      if ((this.#room[id] as number) < 0) continue;
+      if (this.#room[id] === IDLE) continue;
       this.#room[id] = IDLE;
       this.#free += this.#taken[id] as number;
       this.#inFlight--;
       return this.#token[id] as number;
     }
     return -1;
-  }
-
-  #isPublished(id: number): boolean {
-    const behind = (this.#publishedAdded - 1 - (this.#when[id] as number)) & 0xffff;
-    return behind < this.size;
   }
 
   /** Stores the driver event suppression structure, flags and position in one go. */

@@ -31,10 +31,10 @@ export class SplitDriverQueue implements DriverQueue {
   readonly #last: Uint16Array;
   /** By head: descriptors in the chain. */
   readonly #taken: Uint16Array;
-  /** By head: device-writable bytes while the chain is in flight, else {@link IDLE}. */
+  /** By head: device-writable bytes while the device has the chain; -2 minus them before that; else {@link IDLE}. */
   readonly #room: Float64Array;
   readonly #token: Uint32Array;
-  /** By head: its position in the available ring. */
+  /** IN_ORDER, by head: its position in the available ring. */
   readonly #position: Uint16Array;
   /** By position: the head made available there. */
   readonly #order: Uint16Array;
@@ -65,7 +65,7 @@ export class SplitDriverQueue implements DriverQueue {
     this.#taken = new Uint16Array(size);
     this.#room = new Float64Array(size).fill(IDLE);
     this.#token = new Uint32Array(size);
-    this.#position = new Uint16Array(size);
+    this.#position = new Uint16Array(features.inOrder ? size : 0);
     this.#order = new Uint16Array(size);
     this.#free = size;
     this.#fault = bad ?? this.#areas.attach();
@@ -166,9 +166,9 @@ export class SplitDriverQueue implements DriverQueue {
     const slot = position & this.#mask;
     driver.region.u16[(driver.offset >>> 1) + 2 + slot] = head;
     this.#order[slot] = head;
-    this.#position[head] = position;
+    if (this.#inOrder) this.#position[head] = position;
     this.#taken[head] = descriptors;
-    this.#room[head] = writableBytes;
+    this.#room[head] = -2 - writableBytes;
     this.#token[head] = token;
     this.#free -= descriptors;
     this.#inFlight++;
@@ -182,6 +182,13 @@ export class SplitDriverQueue implements DriverQueue {
     if (now === old || !this.#ready()) return false;
     const driver = this.#areas.driver;
     const device = this.#areas.device;
+    const order = this.#order;
+    const rooms = this.#room;
+    const mask = this.#mask;
+    for (let position = old; position !== now; position = (position + 1) & 0xffff) {
+      const head = order[position & mask] as number;
+      rooms[head] = -2 - (rooms[head] as number);
+    }
     // The sequentially consistent store is also the full fence between publishing and looking whether to notify.
     Atomics.store(driver.region.u16, (driver.offset >>> 1) + 1, now);
     if (this.#memory.observed) this.#memory.markWritten(driver.address + ring.VIRTQ_AVAIL_IDX, 2);
@@ -219,7 +226,6 @@ export class SplitDriverQueue implements DriverQueue {
     const base = (this.#areas.device.offset >>> 2) + 1;
     const from = this.#usedIndex;
     const legacy = this.#features.legacy;
-    const staged = this.#availIndex !== this.#published;
     const rooms = this.#room;
     const token = this.#token;
     const taken = this.#taken;
@@ -237,7 +243,7 @@ export class SplitDriverQueue implements DriverQueue {
         break;
       }
       const room = rooms[id] as number;
-      if (room < 0 || (staged && !this.#isPublished(id))) {
+      if (room < 0) {
         this.#fault = duplicateFault("used while not in flight: head", id);
         break;
       }
@@ -326,18 +332,13 @@ export class SplitDriverQueue implements DriverQueue {
   detach(): number {
     for (; this.#detached < this.#room.length; this.#detached++) {
       const head = this.#detached;
-      if ((this.#room[head] as number) < 0) continue;
+      if (this.#room[head] === IDLE) continue;
       this.#room[head] = IDLE;
       this.#free += this.#taken[head] as number;
       this.#inFlight--;
       return this.#token[head] as number;
     }
     return -1;
-  }
-
-  #isPublished(head: number): boolean {
-    const behind = (this.#published - 1 - (this.#position[head] as number)) & 0xffff;
-    return behind < this.size;
   }
 
   #setWord(word: number, value: number): void {
