@@ -97,6 +97,8 @@ export class V86Engine {
     board.haltCpu = () => this.#haltCpu();
     board.loadKernel = () => {
       if (this.#boot !== undefined) placeLinux(this.#boot, this.memory);
+      // Who gives a function gets asked again at the next power-on; the bytes need not stay.
+      if (typeof options.boot === "function") this.#boot = undefined;
     };
   }
 

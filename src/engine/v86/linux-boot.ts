@@ -48,8 +48,9 @@ export function checkLinuxBoot(boot: LinuxBoot, memorySize: number): void {
   }
   const initrdSize = initrd?.length ?? 0;
   const end = kernel.freeAddress + initrdSize;
-  if (end > memorySize - FIRMWARE_RESERVE) {
-    const needed = Math.ceil((end + FIRMWARE_RESERVE) / 2 ** 20);
+  const last = Math.max(end, ...kernel.segments.map(({ address, bytes }) => address + bytes.length));
+  if (last > memorySize - FIRMWARE_RESERVE) {
+    const needed = Math.ceil((last + FIRMWARE_RESERVE) / 2 ** 20);
     throw new VirtkitError(
       "ERR_VIRTKIT_MEMORY_SIZE",
       `the kernel and its initrd need a machine of at least ${needed} MiB; this one has ${Math.floor(memorySize / 2 ** 20)} MiB`,
