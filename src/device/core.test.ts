@@ -153,11 +153,20 @@ test("a kick from inside a notification makes the loop look again and does not n
 test("a device that cannot take more is asked again after it made room", limit, () => {
   class Narrow extends LoopDevice {
     room = 1;
+    asked = 0;
+    /** Room that is made while a batch is looked at, as by a back end that completes at once. */
+    inside = 0;
     protected override onChains(running: RunningQueue, batch: ChainBatch): boolean {
       const taken = Math.min(this.room, batch.count);
       for (let c = 0; c < taken; c++) running.queue.push(batch.id[c] as number, 0);
       if (taken < batch.count) running.queue.unpop(batch.count - taken);
       this.room -= taken;
+      this.asked++;
+      if (this.inside > 0 && this.room === 0) {
+        this.inside--;
+        this.more(1);
+        return false;
+      }
       return this.room > 0;
     }
     more(room: number): void {
@@ -170,8 +179,11 @@ test("a device that cannot take more is asked again after it made room", limit, 
   for (let n = 0; n < 5; n++) offer(n);
   device.kick(0);
   assert.equal(ring.usedIdx, 1);
-  device.more(2);
+  assert.equal(device.asked, 1);
+  device.inside = 1;
+  device.more(1);
   assert.equal(ring.usedIdx, 3);
+  assert.equal(device.asked, 3);
   device.more(10);
   assert.equal(ring.usedIdx, 5);
   assert.equal(ring.usedFlags, 0);
@@ -191,11 +203,13 @@ test("what finishes after a stop touches neither ring nor memory", limit, () => 
 });
 
 test("a broken device lets in-flight chains end and takes no others", limit, () => {
-  const { device, config, offer, ring } = setUp(new LoopDevice());
+  const { device, config, offer, ring, events } = setUp(new LoopDevice());
   device.startQueue(1, config);
   offer(0);
   device.kick(1);
   device.breakDown();
+  device.breakDown();
+  assert.deepEqual(events, ["broken on purpose"]);
   offer(1);
   device.kick(1);
   assert.equal(device.held.length, 1);

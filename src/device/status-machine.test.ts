@@ -254,6 +254,17 @@ test("a device that breaks before DRIVER_OK shows it without a notification", li
   assert.deepEqual(events, []);
 });
 
+test("DRIVER_OK cleared without a reset stops the queues", limit, () => {
+  const rig = setUp();
+  negotiate(rig.machine);
+  program(rig.machine, 0, 8);
+  rig.machine.writeStatus(15);
+  assert.deepEqual(running(rig), [0]);
+  rig.machine.writeStatus(11);
+  assert.deepEqual(running(rig), []);
+  assert.deepEqual(rig.events, ["config"]);
+});
+
 test("a broken device takes no kicks, and configuration changes still come", limit, () => {
   const rig = setUp();
   const { machine, device, events } = rig;
@@ -312,6 +323,8 @@ test("a reset while a back end holds guest memory ends when it lets go", limit, 
   device.breakDown();
   assert.deepEqual(events, []);
   assert.equal(machine.status, 15);
+  // queue_enable again, and the break-down itself; status writes are not even looked at.
+  assert.equal(device.faults, 2);
   device.release();
   await new Promise((resolve) => setImmediate(resolve));
   assert.deepEqual(events, ["queue reset 0", "reset"]);
@@ -319,6 +332,25 @@ test("a reset while a back end holds guest memory ends when it lets go", limit, 
   assert.equal(device.broken, undefined);
   machine.queues.select = 0;
   assert.deepEqual([machine.queues.resetting, machine.queues.enabled], [false, false]);
+});
+
+test("a queue reset that ends after a device reset leaves the new queue alone", limit, async () => {
+  const rig = setUp();
+  const { machine, device } = rig;
+  negotiate(machine, VIRTIO_F_RING_RESET);
+  program(machine, 0, 8);
+  machine.writeStatus(15);
+  device.borrowing = true;
+  machine.queues.writeReset(1);
+  device.borrowing = false;
+  machine.writeStatus(0);
+  negotiate(machine, VIRTIO_F_RING_RESET);
+  program(machine, 0, 8);
+  machine.writeStatus(15);
+  device.release();
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(machine.queues.enabled, true);
+  assert.deepEqual(running(rig), [0]);
 });
 
 test("a reset puts every register back", limit, () => {

@@ -3,7 +3,12 @@ import { test } from "node:test";
 import fc from "fast-check";
 import { FeatureSet } from "../common/feature-set.ts";
 import { GuestMemory } from "../memory/guest-memory.ts";
-import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import {
+  VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_RING_RESET,
+  VIRTIO_F_VERSION_1,
+} from "../spec/features.ts";
 import {
   LOOP_CFG_VALUE,
   LOOP_CFG_WRITABLE,
@@ -13,6 +18,7 @@ import {
   nodeEnvironment,
 } from "../testing/loop-device.ts";
 import { LoopbackTransport } from "../transport/loopback/index.ts";
+import type { QueueConfig } from "../virtqueue/index.ts";
 import { type DriverContext, VirtioDriver } from "./core.ts";
 import { DmaAllocator, type DmaBuffer } from "./dma.ts";
 import { DRIVER_RING_FEATURES, negotiate } from "./features.ts";
@@ -22,6 +28,11 @@ import type { VirtQueue } from "./virtqueue.ts";
 const limit = { timeout: 10_000 };
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
 
+interface Enabled {
+  readonly config: QueueConfig;
+  readonly interrupt: () => void;
+}
+
 /** A context on a loop device whose transport writes down every call that changes something, in order. */
 function setUp(device = new LoopDevice()) {
   const environment = nodeEnvironment();
@@ -29,6 +40,7 @@ function setUp(device = new LoopDevice()) {
   const dma = new DmaAllocator(memory, 4096, (1 << 20) - 4096);
   const inner = new LoopbackTransport(device, { memory, environment });
   const calls: string[] = [];
+  const enabled: Enabled[] = [];
   const recorded = [
     "reset",
     "setStatus",
@@ -43,13 +55,14 @@ function setUp(device = new LoopDevice()) {
       const member: unknown = Reflect.get(target, name, target);
       if (typeof member !== "function") return member;
       return (...args: unknown[]) => {
+        if (name === "enableQueue") enabled.push({ config: args[1] as QueueConfig, interrupt: args[2] as () => void });
         if (recorded.includes(name)) calls.push(name === "setStatus" ? `status ${args[0]}` : name);
         return member.apply(target, args);
       };
     },
   });
   const context: DriverContext = { transport, dma, environment };
-  return { device, dma, calls, inner, transport, context, free: dma.free };
+  return { device, dma, calls, enabled, inner, transport, context, free: dma.free };
 }
 
 /** A driver whose hooks a test fills in. */
@@ -216,9 +229,10 @@ test("buffers that the device never used come back when the driver is removed", 
   queue?.kick();
   while (device.held.length < 2) await turn();
   const pending = queue?.transfer([], [buffer]) as Promise<number>;
-  const rejected = assert.rejects(pending, { code: "ERR_VIRTKIT_RESET" });
+  const full = Array.from({ length: 20 }, () => queue?.transfer([], [buffer]) as Promise<number>);
+  const rejected = [pending, ...full].map((transfer) => assert.rejects(transfer, { code: "ERR_VIRTKIT_RESET" }));
   await driver.remove();
-  await rejected;
+  await Promise.all(rejected);
   assert.deepEqual(driver.log.sort(), ["torn down", "unused 5", "unused 6"]);
   dma.release(buffer);
   assert.equal(dma.free, free);
@@ -249,6 +263,47 @@ test("chains that never fit are refused, and do not hold up others", limit, asyn
   assert.equal((await Promise.all([...transfers, last])).length, 31);
   const sg = { address: Float64Array.of(buffer.address), length: Uint32Array.of(1) };
   assert.throws(() => queue.add(sg, 0, 1, 0, 2 ** 31), { code: "ERR_VIRTKIT_TOKEN" });
+});
+
+test("transfers wait in line: a short one does not pass a long one that has no room yet", limit, async () => {
+  const { context, device } = setUp();
+  const driver = new Scripted(context);
+  driver.validate = (features) => features.without(VIRTIO_F_INDIRECT_DESC);
+  driver.setUp = () => void driver.queue(1);
+  await driver.start();
+  const queue = driver.queues[1] as VirtQueue;
+  const buffer = driver.buffer(16);
+  const order: string[] = [];
+  const send = (name: string, entries: number) =>
+    queue
+      .transfer(
+        [],
+        Array.from({ length: entries }, () => buffer),
+      )
+      .then(() => order.push(name));
+  const all = Array.from({ length: 15 }, () => send("first", 1));
+  all.push(send("long", 2), send("short", 1));
+  assert.equal(queue.inFlight, 15);
+  while (order.length < 17) {
+    device.finish();
+    await turn();
+  }
+  assert.deepEqual(order.slice(15), ["long", "short"]);
+  await Promise.all(all);
+});
+
+test("a device that breaks the driver's rings is reset", limit, async () => {
+  const { context, enabled } = setUp();
+  const driver = new LoopDriver({ ...context, ringFeatures: FeatureSet.EMPTY });
+  await driver.start();
+  const { config, interrupt } = enabled[0] as Enabled;
+  const { memory } = context.transport;
+  memory.write(config.device + 2, Uint8Array.of(5, 0));
+  interrupt();
+  assert.equal(driver.state, "needs-reset");
+  await driver.settled();
+  assert.deepEqual(driver.events, ["set up", "ready", "needs reset", "torn down", "set up", "ready"]);
+  assert.deepEqual(await driver.copy(Uint8Array.of(1, 2)), Uint8Array.of(1, 2));
 });
 
 test("a device that breaks after each start is given up", limit, async () => {

@@ -23,6 +23,7 @@ import {
   LoopDriver,
   nodeEnvironment,
 } from "../../testing/loop-device.ts";
+import type { VirtioPciTransport } from "../../transport/pci/index.ts";
 import { type LoopbackAttachment, LoopbackMachine, type LoopbackMachineOptions } from "./index.ts";
 
 interface Way {
@@ -304,6 +305,19 @@ test("devices of one kind on the bus each get a driver, whatever comes first", {
   if (first !== undefined) await machine.bus.remove(first);
   assert.equal(drivers[0]?.state, "removed");
   await assert.rejects(drivers[0]?.copy(bytes(1)) as Promise<unknown>);
+  await machine.close();
+});
+
+test("a device that shares vectors gives back the messages it does not use", { timeout: 20_000 }, async () => {
+  const machine = new LoopbackMachine({ environment: nodeEnvironment(), msis: 4 });
+  const modes: unknown[] = [];
+  for (let i = 0; i < 3; i++) {
+    const transport = machine.plug(new LoopDevice({ queueSizes: [8, 8, 8, 8] }), { transport: "pci" });
+    const driver = await machine.bus.bind(LoopDriver.type, transport);
+    modes.push((transport as VirtioPciTransport).interruptMode);
+    assert.deepEqual(await driver.copy(bytes(4)), bytes(4));
+  }
+  assert.deepEqual(modes, ["msix-shared", "msix-shared", "intx"]);
   await machine.close();
 });
 

@@ -68,7 +68,9 @@ test("addresses are decoded, and float where nobody is", limit, () => {
   bus.configWrite(2, 0, 4, 2, 0);
   assert.equal(bus.memRead(0xe1002000, 2), 0xffff);
   bus.configWrite(2, 0, 4, 2, 3);
+  const { resets } = device;
   bus.unplug(2);
+  assert.equal(device.resets, resets + 1);
   assert.deepEqual([bus.windows.length, bus.memRead(0xe1002000, 2), bus.at(2)], [0, 0xffff, undefined]);
 });
 

@@ -181,6 +181,15 @@ test("BARs: sizing, types, decoding", limit, () => {
     [2, "io", 0xc040],
     [4, "mem64", 0x80_12344000],
   ]);
+  // While it is sized, a BAR is nowhere, even with decoding on.
+  pci.configWrite(0x14, 4, 0xffffffff);
+  pci.configWrite(0x20, 4, 0xffffffff);
+  assert.deepEqual(
+    at().map((bar) => bar[2]),
+    [undefined, 0xc040, undefined],
+  );
+  pci.configWrite(0x14, 4, 0xfebf1000);
+  pci.configWrite(0x20, 4, 0x12344000);
   const before = moves();
   pci.configWrite(4, 2, 2);
   assert.equal(moves(), before + 1);
