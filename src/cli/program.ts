@@ -1,6 +1,7 @@
 import { Command, CommanderError } from "commander";
 import { VirtkitError } from "../common/error.ts";
 import { UsageError } from "../machine/usage-error.ts";
+import type { CliOutput } from "./output.ts";
 import { runHelp } from "./run-help.ts";
 import { readVersion } from "./version.ts";
 
@@ -8,14 +9,6 @@ import { readVersion } from "./version.ts";
 export const EXIT_USAGE = 2;
 /** Anything else that went wrong. */
 export const EXIT_FAILURE = 1;
-
-/** Where the command line writes. */
-export interface CliOutput {
-  out(text: string): void;
-  err(text: string): void;
-  /** Characters in a line of the help. */
-  readonly columns: number;
-}
 
 const EXAMPLES = `
 Examples:

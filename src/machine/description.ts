@@ -1,6 +1,6 @@
 import type { BlockBackend } from "../backend/block/types.ts";
 import type { CharBackend } from "../backend/char/types.ts";
-import type { PropertySetting } from "./object-model/object.ts";
+import type { PropertySetting } from "./object-model/values.ts";
 
 /**
  * A machine before anything of it exists: plain data, checked for form and no further. The command line and the library

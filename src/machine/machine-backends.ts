@@ -3,9 +3,15 @@ import type { CharBackend } from "../backend/char/types.ts";
 import type { EntropySource } from "../backend/entropy/types.ts";
 import type { DriveOptions } from "./description.ts";
 import { suggest } from "./nearest.ts";
-import type { DeviceObject } from "./object-model/device.ts";
-import type { QomObject } from "./object-model/object.ts";
 import { UsageError } from "./usage-error.ts";
+
+/** What this file needs to know of a device or an object. */
+export interface Named {
+  readonly typeName: string;
+  readonly id: string | undefined;
+  /** For messages: the type, and the id if it has one. */
+  readonly label: string;
+}
 
 /** A back end and who uses it: one device at a time. */
 export interface Claimable {
@@ -26,7 +32,7 @@ export interface Chardev extends Claimable {
 /** An id that a device's property names. */
 export interface Claim {
   readonly id: string;
-  readonly device: DeviceObject;
+  readonly device: Named;
   readonly property: string;
 }
 
@@ -35,9 +41,9 @@ export class MachineBackends {
   readonly drives = new Map<string, Drive>();
   readonly chardevs = new Map<string, Chardev>();
   /** -object. */
-  readonly objects = new Map<string, QomObject>();
+  readonly objects = new Map<string, Named>();
   /** Devices that want to boot, by bootindex. */
-  readonly #bootOrder = new Map<number, DeviceObject>();
+  readonly #bootOrder = new Map<number, Named>();
   /** The host's own random numbers. */
   readonly entropy: EntropySource;
 
@@ -74,23 +80,23 @@ export class MachineBackends {
   }
 
   /** @throws UsageError when -object made no such thing */
-  findObject(claim: Claim): QomObject {
+  findObject(claim: Claim): Named {
     return find(this.objects, claim, "-object TYPE,id=ID makes one.");
   }
 
   /** @throws UsageError when another device has this place in the boot order */
-  claimBootIndex(index: number, device: DeviceObject): void {
+  claimBootIndex(index: number, device: Named): void {
     const other = this.#bootOrder.get(index);
     if (other !== undefined) throw new UsageError(`The bootindex ${index} has already been used, by ${other.label}`);
     this.#bootOrder.set(index, device);
   }
 
-  releaseBootIndex(device: DeviceObject): void {
+  releaseBootIndex(device: Named): void {
     for (const [index, owner] of this.#bootOrder) if (owner === device) this.#bootOrder.delete(index);
   }
 
   /** The devices to boot from, the first first. */
-  get bootOrder(): DeviceObject[] {
+  get bootOrder(): Named[] {
     return [...this.#bootOrder].sort(([a], [b]) => a - b).map(([, device]) => device);
   }
 }

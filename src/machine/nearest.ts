@@ -10,10 +10,9 @@ export interface Nearest {
 export function nearest(name: string, candidates: Iterable<string>): Nearest | undefined {
   const all = [...candidates];
   const wanted = name.toLowerCase();
-  const sameLetters = all.find(
-    (candidate) => candidate.toLowerCase().replace(/[-_]/g, "") === wanted.replace(/[-_]/g, ""),
-  );
-  if (sameLetters !== undefined) return { name: sameLetters, likely: true };
+  const same =
+    all.find((candidate) => letters(candidate) === letters(name)) ?? all.find((candidate) => swapped(candidate, name));
+  if (same !== undefined) return { name: same, likely: true };
   const limit = Math.min(name.length - 1, Math.max(2, Math.ceil(name.length / 3)));
   const close = closestMatch(name, all, { maxDistance: limit });
   if (close !== undefined) return { name: close, likely: true };
@@ -23,6 +22,15 @@ export function nearest(name: string, candidates: Iterable<string>): Nearest | u
   const far = closestMatch(name, all);
   return far === undefined ? undefined : { name: far, likely: false };
 }
+
+/** Without case, dashes and underscores, about which people are seldom sure. */
+const letters = (name: string): string => name.toLowerCase().replace(/[-_]/g, "");
+
+/** True when the letters are the same, and only two neighbours changed places. */
+const swapped = (a: string, b: string): boolean => {
+  const first = [...a].findIndex((letter, i) => letter !== b[i]);
+  return first >= 0 && a === b.slice(0, first) + b.charAt(first + 1) + b.charAt(first) + b.slice(first + 2);
+};
 
 /** A sentence with the nearest valid name, and `more` (where all of them are listed) behind it. */
 export function suggest(name: string, candidates: Iterable<string>, more?: string): string | undefined {

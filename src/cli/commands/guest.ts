@@ -1,6 +1,6 @@
 import { oneOf, suggest } from "../../machine/nearest.ts";
 import { UsageError } from "../../machine/usage-error.ts";
-import type { CliOutput } from "../program.ts";
+import type { CliOutput } from "../output.ts";
 
 export interface GuestCommandOptions {
   readonly action: string;

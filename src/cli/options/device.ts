@@ -1,6 +1,5 @@
 import type { DeviceOptions, ObjectOptions } from "../../machine/description.ts";
-import type { PropertySetting } from "../../machine/object-model/object.ts";
-import { parseId } from "../../machine/object-model/values.ts";
+import { type PropertySetting, parseId } from "../../machine/object-model/values.ts";
 import { blame, UsageError } from "../../machine/usage-error.ts";
 import { isHelp, Keyval } from "./keyval.ts";
 

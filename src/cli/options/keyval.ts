@@ -1,6 +1,12 @@
 import { suggest } from "../../machine/nearest.ts";
-import type { PropertySetting } from "../../machine/object-model/object.ts";
-import { parseBool, parseEnum, parseId, parseInteger, parseSize } from "../../machine/object-model/values.ts";
+import {
+  type PropertySetting,
+  parseBool,
+  parseEnum,
+  parseId,
+  parseInteger,
+  parseSize,
+} from "../../machine/object-model/values.ts";
 import { blame, UsageError } from "../../machine/usage-error.ts";
 
 /** One `key=value` of an option, or a key alone (`bare`, and the value is "on"). */

@@ -1,18 +1,22 @@
 import type { MachineHost } from "../machine-host.ts";
 import { suggest } from "../nearest.ts";
 import { UsageError } from "../usage-error.ts";
-import type { QomObject } from "./object.ts";
 import type { Property } from "./property.ts";
-import type { TypeRegistry } from "./registry.ts";
 
 /** The groups of `-device help`, in its order. */
 export const CATEGORIES = ["Controller/Bridge/Hub", "Storage", "Network", "Input", "Misc"] as const;
 export type Category = (typeof CATEGORIES)[number];
 
+/** What objects need of the registry that made them. */
+export interface ObjectFactory {
+  /** Makes an object: initialised, with its defaults, not realized. The type's JavaScript class is the given one or one derived from it. */
+  createA<T extends object>(type: new (init: ObjectInit) => T, name: string, id?: string): T;
+}
+
 /** What a new object is told of itself. */
 export interface ObjectInit {
   readonly klass: ObjectClass;
-  readonly registry: TypeRegistry;
+  readonly factory: ObjectFactory;
   readonly id?: string | undefined;
 }
 
@@ -21,7 +25,7 @@ export interface ObjectInit {
  * before the first use of the type; `instanceInit` for each object; `realize` when the object has all its properties.
  * `unrealize` runs the other way round.
  */
-export interface TypeInfo<T extends QomObject = QomObject> {
+export interface TypeInfo<T extends object = object> {
   readonly name: string;
   readonly parent?: string;
   /** No objects of this type itself. */

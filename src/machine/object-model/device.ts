@@ -26,7 +26,7 @@ export class DeviceObject extends QomObject {
 
   /** For `realize`: a bus of this device's, which goes when the device goes. An unnamed one is called after the device. */
   addBus(type: string, name?: string): BusObject {
-    const bus = this.registry.createA(BusObject, type, name ?? `${this.id ?? type}.${this.#childBuses.length}`);
+    const bus = this.factory.createA(BusObject, type, name ?? `${this.id ?? type}.${this.#childBuses.length}`);
     bus.owner = this;
     this.#childBuses.push(bus);
     return bus;

@@ -1,27 +1,19 @@
-import type { ObjectClass, ObjectInit } from "./class.ts";
+import type { ObjectClass, ObjectFactory, ObjectInit } from "./class.ts";
 import { type Property, readProperty } from "./property.ts";
-import type { TypeRegistry } from "./registry.ts";
-import type { PropertyInput } from "./values.ts";
+import type { PropertySetting } from "./values.ts";
 
-/** One property of an object, as it was given. */
-export interface PropertySetting {
-  readonly name: string;
-  readonly value: PropertyInput;
-  /** The name stood alone: `packed` for packed=on, `nopacked` for packed=off. */
-  readonly bare?: boolean;
-}
-
-/** An object of a registered type. Made by {@link TypeRegistry.create}. */
+/** An object of a registered type. Only a registry makes it. */
 export class QomObject {
   readonly klass: ObjectClass;
-  readonly registry: TypeRegistry;
+  /** What made it, and can make more. */
+  readonly factory: ObjectFactory;
   readonly id: string | undefined;
   readonly #values = new Map<string, unknown>();
   readonly #children = new Map<string, QomObject>();
 
   constructor(init: ObjectInit) {
     this.klass = init.klass;
-    this.registry = init.registry;
+    this.factory = init.factory;
     this.id = init.id;
   }
 

@@ -1,10 +1,10 @@
 import { suggest } from "../nearest.ts";
 import { UsageError } from "../usage-error.ts";
-import { ObjectClass, type ObjectInit, type TypeInfo } from "./class.ts";
+import { ObjectClass, type ObjectFactory, type ObjectInit, type TypeInfo } from "./class.ts";
 import { initInstance, QomObject } from "./object.ts";
 
 /** The types that a machine can be made of. Registering is cheap; a class is initialised when it is first asked for. */
-export class TypeRegistry {
+export class TypeRegistry implements ObjectFactory {
   readonly #types = new Map<string, TypeInfo>();
   readonly #aliases = new Map<string, string>();
   readonly #classes = new Map<string, ObjectClass>();
@@ -71,13 +71,14 @@ export class TypeRegistry {
   create(name: string, id?: string): QomObject {
     const klass = this.classOf(name);
     if (klass.abstract) throw new Error(`type ${name} is abstract`);
-    const object = new (instanceClass(klass))({ klass, registry: this, id });
+    const object = new (instanceClass(klass))({ klass, factory: this, id });
+    if (!(object instanceof QomObject)) throw new Error(`objects of type ${name} are no QomObject`);
     initInstance(object);
     return object;
   }
 
   /** The same, where the type's JavaScript class is known. */
-  createA<T extends QomObject>(type: new (init: ObjectInit) => T, name: string, id?: string): T {
+  createA<T extends object>(type: new (init: ObjectInit) => T, name: string, id?: string): T {
     const object = this.create(name, id);
     if (!(object instanceof type)) throw new Error(`type ${name} is no ${type.name}`);
     return object;
@@ -99,6 +100,6 @@ export function aliasOf(klass: ObjectClass): string[] {
   return klass.info.alias === undefined ? [] : [klass.info.alias];
 }
 
-function instanceClass(klass: ObjectClass): new (init: ObjectInit) => QomObject {
+function instanceClass(klass: ObjectClass): new (init: ObjectInit) => object {
   return klass.info.instanceClass ?? (klass.parent === undefined ? QomObject : instanceClass(klass.parent));
 }

@@ -4,6 +4,14 @@ import { UsageError } from "../usage-error.ts";
 /** A value as it arrives: text from a command line, or a JSON scalar. Text means what it would mean on the command line. */
 export type PropertyInput = string | number | boolean;
 
+/** One property of an object, as it was given. */
+export interface PropertySetting {
+  readonly name: string;
+  readonly value: PropertyInput;
+  /** The name stood alone: `packed` for packed=on, `nopacked` for packed=off. */
+  readonly bare?: boolean;
+}
+
 /** What a value belongs to, for messages. */
 export interface ValueOwner {
   /** The property's or parameter's name. */
