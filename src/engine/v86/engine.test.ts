@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { test } from "node:test";
 import { V86Engine } from "./engine.ts";
 import type { ResetCause } from "./events.ts";
@@ -105,6 +106,31 @@ test("the reset button works on a guest that runs, stopped or switched itself of
   await off;
   await engine.reset();
   assert.equal(engine.state, "stopped");
+  await monitor.start();
+  await engine.destroy();
+});
+
+test("a device may press the reset button from inside its register", LIMIT, async () => {
+  const monitor = await Monitor.create();
+  const { engine } = monitor;
+  const device = new FakeFunction("f");
+  engine.attach(device, SLOT);
+  await monitor.start();
+  await monitor.config("out32", SLOT, 0x14, 0xe1000000);
+  await monitor.config("out16", SLOT, 4, 7);
+  let done: Promise<void> | undefined;
+  let resetsInside = -1;
+  device.doorbell = () => {
+    done = engine.reset();
+    resetsInside = device.resets;
+  };
+  monitor.poke(MARK, 1);
+  monitor.post("write32", 0xe1000030, 1);
+  await monitor.until(() => done !== undefined);
+  await done;
+  assert.equal(resetsInside, 0);
+  assert.equal(device.resets, 1);
+  assert.equal(monitor.peek(MARK), 0);
   await monitor.start();
   await engine.destroy();
 });
@@ -258,6 +284,17 @@ test("a destroyed machine is quiet and refuses to start", LIMIT, async () => {
   await resetting;
   assert.equal(engine.state, "destroyed");
   assert.throws(() => engine.start(), { code: "ERR_VIRTKIT_ENGINE_STATE" });
+});
+
+test("a process with a destroyed machine ends by itself", LIMIT, async () => {
+  const script = `
+    import { Monitor } from ${JSON.stringify(new URL("./monitor.test.support.ts", import.meta.url).href)};
+    const monitor = await Monitor.create();
+    await monitor.start();
+    await monitor.engine.destroy();`;
+  const child = spawn(process.execPath, ["--import", "tsx", "--input-type=module", "-e", script], { stdio: "inherit" });
+  const code = await new Promise((resolve) => child.on("exit", resolve));
+  assert.equal(code, 0);
 });
 
 test("options out of range are refused by name", LIMIT, async () => {

@@ -31,7 +31,8 @@ const SPIN = 0.1;
 
 /**
  * A PC in v86: one 32-bit CPU, RAM, firmware, serial ports, and PCI functions of ours on bus 0. All on the thread of
- * its event loop: the guest runs in turns of about a millisecond.
+ * its event loop: the guest runs in turns of about a millisecond. A guest that idles still has its timer tick (Debian's
+ * i386 kernel 250 times a second, a tenth to a sixth of a core); stop() ends that.
  */
 export class V86Engine {
   /** Guest RAM. Its buffer moves when v86's memory grows: read views afresh in each turn. */
@@ -198,11 +199,13 @@ export class V86Engine {
   /**
    * The whole machine as bytes for the option `state` of a machine with the same memory size. About as large as the memory the
    * guest has touched; zstd makes it a quarter of that.
-   * @throws ERR_VIRTKIT_STATE while functions are plugged in, or from inside a device
+   * @throws ERR_VIRTKIT_STATE while functions are plugged in, during a reset, or from inside a device
    */
   saveState(): Uint8Array {
     if (this.#attached.size > 0) throw stateError("unplug all PCI functions before the state is saved");
     if (this.#inGuest) throw stateError("a device cannot save the state while the guest is in its register");
+    if (this.#resetting !== undefined)
+      throw stateError("the machine is being reset: save its state when it runs again");
     const state = new Uint8Array(this.#instance.v86.save_state());
     this.#window.sync();
     return state;
@@ -218,7 +221,11 @@ export class V86Engine {
       this.#instance.v86.restore_state((whole ? state.buffer : state.slice().buffer) as ArrayBuffer);
     } catch (cause) {
       this.#checkStateSize();
-      throw new VirtkitError("ERR_VIRTKIT_STATE", `the saved state does not load: ${describe(cause)}`, { cause });
+      throw new VirtkitError(
+        "ERR_VIRTKIT_STATE",
+        `the saved state does not load (${describe(cause)}): it must come from a machine with as many serial ports and the same acpi`,
+        { cause },
+      );
     } finally {
       cpu.zero_memory = original;
     }
@@ -274,7 +281,9 @@ export class V86Engine {
   #powerCycle(): void {
     this.#resetDue = false;
     this.#cancelTurn();
-    this.#resetting ??= this.#replaceInstance()
+    // Not before the present turn is over: a device may have asked, from inside the guest.
+    this.#resetting ??= Promise.resolve()
+      .then(() => this.#replaceInstance())
       .catch((error: unknown) => this.#fail(error))
       .finally(() => {
         this.#resetting = undefined;
@@ -349,7 +358,8 @@ export class V86Engine {
       this.#board.routesDirty = false;
       this.#interrupts.reroute();
     }
-    if (this.#state === "running") this.#schedule(this.#interruptPending || this.#serial.hungry ? 0 : delay);
+    if (this.#state === "running" && this.#resetting === undefined)
+      this.#schedule(this.#interruptPending || this.#serial.hungry ? 0 : delay);
     this.#serial.flush((port, bytes) => this.#events.emit("serial", port, bytes));
     const request = this.#board.takeRequest();
     if (request !== undefined) this.#obey(request);

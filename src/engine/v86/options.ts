@@ -18,7 +18,10 @@ export interface V86EngineOptions {
    * restored machine need not load a kernel. Left out, the firmware boots from a disk.
    */
   readonly boot?: LinuxBoot | (() => LinuxBoot | Promise<LinuxBoot>);
-  /** What saveState() gave, as it is or compressed with zstd. */
+  /**
+   * What saveState() of a machine with the same memorySize, acpi and serialPorts gave, as it is or compressed with zstd. The
+   * board's clock is right at once; the guest's own stands where it was until it reads that (`hwclock -s`).
+   */
   readonly state?: Uint8Array;
   /** ACPI and the APICs; MSI needs them. True when left out. */
   readonly acpi?: boolean;
