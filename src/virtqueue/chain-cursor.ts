@@ -124,7 +124,8 @@ export class ChainReader extends ChainCursor {
   u64(): number {
     if (this.remaining < 8) return -1;
     const low = this.#number(4);
-    return this.#number(4) * TWO_32 + low;
+    const high = this.#number(4);
+    return high < 0 ? -1 : high * TWO_32 + low;
   }
 
   /** Copies as many bytes as remain, at most `into.length`. Returns how many. */
@@ -145,7 +146,11 @@ export class ChainReader extends ChainCursor {
   #number(size: number): number {
     if (this.remaining < size) return -1;
     let value = 0;
-    for (let i = 0, scale = 1; i < size; i++, scale *= 256) value += this.u8() * scale;
+    for (let i = 0, scale = 1; i < size; i++, scale *= 256) {
+      if (this.left === 0 && !this.open()) return -1;
+      value += ((this.region as MemoryRegion).u8[this.offset] as number) * scale;
+      this.advance(1);
+    }
     return value;
   }
 }
