@@ -39,6 +39,7 @@ export class ManualBlockBackend implements BlockBackend {
   /** Fails the requests that it is true for. */
   fail: (request: SubmittedRequest) => boolean = () => false;
   readonly disk: MemoryBlockBackend;
+  #requests: BlockRequests | undefined;
   #sink: BlockSink | undefined;
   #result = BLOCK_OK;
   #scheduled = false;
@@ -65,8 +66,6 @@ export class ManualBlockBackend implements BlockBackend {
   }
 
   attach(requests: BlockRequests, sink: BlockSink): void {
-    this.#requests = requests;
-    this.#sink = sink;
     this.disk.attach(requests, {
       complete: (_slot, _generation, result) => {
         this.#result = result;
@@ -74,8 +73,9 @@ export class ManualBlockBackend implements BlockBackend {
       completed: () => undefined,
       resized: (capacity) => sink.resized(capacity),
     });
+    this.#requests = requests;
+    this.#sink = sink;
   }
-  #requests: BlockRequests | undefined;
 
   submit(slots: ArrayLike<number>, count: number): void {
     const requests = this.#requests as BlockRequests;

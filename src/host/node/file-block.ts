@@ -1,0 +1,277 @@
+import * as nodeFs from "node:fs";
+import {
+  BLOCK_FLUSH,
+  BLOCK_IO_ERROR,
+  BLOCK_OK,
+  BLOCK_READ,
+  BLOCK_UNSUPPORTED,
+  BLOCK_WRITE,
+  type BlockBackend,
+  type BlockRequests,
+  type BlockSink,
+  type IoVector,
+} from "../../backend/block/types.ts";
+import type { Environment } from "../../common/environment.ts";
+import { VirtkitError } from "../../common/error.ts";
+import { RateLimitedLog } from "./environment.ts";
+import { type ImageFile, openImage } from "./image-file.ts";
+
+/** Raw images are rounded up to whole sectors. */
+const SECTOR = 512;
+/** Bytes of one system call on one buffer. */
+const MOST = 2 ** 30;
+
+type Done = (error: NodeJS.ErrnoException | null, bytes: number) => void;
+
+/** The calls that reach the disk; a test may watch them, or let them fail. */
+export interface FileCalls {
+  read(fd: number, buffer: Uint8Array, offset: number, length: number, position: number, done: Done): void;
+  readv(fd: number, buffers: Uint8Array[], position: number, done: Done): void;
+  write(fd: number, buffer: Uint8Array, offset: number, length: number, position: number, done: Done): void;
+  writev(fd: number, buffers: Uint8Array[], position: number, done: Done): void;
+  fdatasync(fd: number, done: (error: NodeJS.ErrnoException | null) => void): void;
+}
+
+export interface FileBlockOptions {
+  readonly path: string;
+  readonly environment: Environment;
+  /** Default false. */
+  readonly readOnly?: boolean;
+  /** Default true; see {@link openImage}. */
+  readonly locking?: boolean;
+  /** Answer flushes without doing them: the image may be lost when the host goes down. Default false. */
+  readonly noFlush?: boolean;
+  readonly calls?: FileCalls;
+}
+
+/**
+ * A raw image in a file or block device, through Node's thread pool.
+ *
+ * An image whose size is no multiple of 512 is rounded up, as QEMU does it: the missing bytes read as zeros, and the file grows to
+ * its last whole sector when that sector is written. Zeros are only made up there: a file that somebody cut short while it is
+ * in use gives I/O errors. After a flush that failed, every later one fails too, because the operating system forgets what it
+ * could not write.
+ */
+export class FileBlockBackend implements BlockBackend {
+  readonly name: string;
+  readonly readOnly: boolean;
+  readonly blockSize = SECTOR;
+  readonly physicalBlockSize: number;
+  readonly inline = false;
+  readonly #image: ImageFile;
+  readonly #calls: FileCalls;
+  readonly #environment: Environment;
+  readonly #log: RateLimitedLog;
+  readonly #noFlush: boolean;
+  /** Bytes in the file. */
+  #size: number;
+  #capacity: number;
+  #requests: BlockRequests | undefined;
+  #sink: BlockSink | undefined;
+  /** Bytes done, by slot. */
+  #moved = new Float64Array(0);
+  #callbacks: Done[] = [];
+  #inFlight = 0;
+  #unsynced = false;
+  #syncFailed = false;
+  #announced = false;
+  #closing: Promise<void> | undefined;
+  #idle: (() => void) | undefined;
+
+  private constructor(image: ImageFile, options: FileBlockOptions) {
+    this.name = image.path;
+    this.readOnly = image.readOnly;
+    this.physicalBlockSize = image.isBlockDevice ? Math.max(SECTOR, powerOfTwo(image.ioSize)) : SECTOR;
+    this.#image = image;
+    this.#calls = options.calls ?? nodeFs;
+    this.#environment = options.environment;
+    this.#log = new RateLimitedLog(options.environment);
+    this.#noFlush = options.noFlush ?? false;
+    this.#size = image.size;
+    this.#capacity = Math.ceil(image.size / SECTOR) * SECTOR;
+    if (this.#capacity !== this.#size)
+      options.environment.log.log(
+        "warn",
+        `${image.path}: ${this.#size} bytes are no whole sectors; the guest sees ${this.#capacity}, the last of them zeros`,
+      );
+  }
+
+  /** Opens an image. Throws as {@link openImage} does. */
+  static async open(options: FileBlockOptions): Promise<FileBlockBackend> {
+    const { path, readOnly = false, locking = true } = options;
+    return new FileBlockBackend(await openImage({ path, readOnly, locking }), options);
+  }
+
+  get capacity(): number {
+    return this.#capacity;
+  }
+
+  attach(requests: BlockRequests, sink: BlockSink): void {
+    if (this.#sink !== undefined)
+      throw new VirtkitError("ERR_VIRTKIT_ATTACHED", `${this.name} serves a device already; open it for each`);
+    this.#requests = requests;
+    this.#sink = sink;
+    this.#moved = new Float64Array(requests.slots);
+    this.#callbacks = Array.from({ length: requests.slots }, (_, slot) => (error, n) => this.#step(slot, error, n));
+  }
+
+  submit(slots: ArrayLike<number>, count: number): void {
+    for (let i = 0; i < count; i++) this.#begin(slots[i] as number);
+  }
+
+  /** Makes the image larger or smaller: bytes, a multiple of 512. Only regular files. */
+  async resize(capacity: number): Promise<void> {
+    if (
+      this.readOnly ||
+      this.#image.isBlockDevice ||
+      !Number.isSafeInteger(capacity) ||
+      capacity % SECTOR !== 0 ||
+      capacity < 0
+    )
+      throw new VirtkitError(
+        "ERR_VIRTKIT_BLOCK_SIZE",
+        `${this.name} cannot be made ${capacity} bytes large; it takes a writable file and a multiple of ${SECTOR}`,
+      );
+    await new Promise<void>((resolve, reject) => {
+      nodeFs.ftruncate(this.#image.fd, capacity, (error) => (error ? reject(error) : resolve()));
+    });
+    this.#size = capacity;
+    this.#capacity = capacity;
+    this.#sink?.resized(capacity);
+  }
+
+  /** @throws ERR_VIRTKIT_IMAGE_FLUSH when what was written could not be made durable; the file is closed all the same */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    if (this.#inFlight > 0) await new Promise<void>((resolve) => (this.#idle = resolve));
+    const failed = this.#unsynced && !this.#noFlush ? await this.#lastSync() : undefined;
+    await new Promise<void>((resolve) => nodeFs.close(this.#image.fd, () => resolve()));
+    this.#image.release();
+    if (failed !== undefined)
+      throw new VirtkitError(
+        "ERR_VIRTKIT_IMAGE_FLUSH",
+        `${this.name}: the last writes may not have reached the disk: ${failed.message}`,
+        { cause: failed },
+      );
+  }
+
+  #lastSync(): Promise<Error | undefined> {
+    return new Promise((resolve) => this.#calls.fdatasync(this.#image.fd, (error) => resolve(error ?? undefined)));
+  }
+
+  #begin(slot: number): void {
+    const op = this.#requests?.op[slot];
+    this.#inFlight++;
+    if (this.#closing !== undefined) this.#answer(slot, BLOCK_IO_ERROR);
+    else if (op === BLOCK_FLUSH) this.#flush(slot);
+    else if (op === BLOCK_READ || (op === BLOCK_WRITE && !this.readOnly)) {
+      this.#moved[slot] = 0;
+      this.#move(slot, op === BLOCK_WRITE);
+    } else this.#answer(slot, op === BLOCK_WRITE || this.readOnly ? BLOCK_IO_ERROR : BLOCK_UNSUPPORTED);
+  }
+
+  /** Asks the operating system for what is left of a request. */
+  #move(slot: number, write: boolean): void {
+    const requests = this.#requests as BlockRequests;
+    const vector = requests.vector[slot] as IoVector;
+    const { fd } = this.#image;
+    const moved = this.#moved[slot] as number;
+    const position = (requests.offset[slot] as number) + moved;
+    const done = this.#callbacks[slot] as Done;
+    if (write) this.#unsynced = true;
+    if (vector.count === 1) {
+      const buffer = vector.buffer[0] as Uint8Array;
+      const offset = (vector.offset[0] as number) + moved;
+      const length = Math.min((vector.length[0] as number) - moved, MOST);
+      if (write) this.#calls.write(fd, buffer, offset, length, position, done);
+      else this.#calls.read(fd, buffer, offset, length, position, done);
+      return;
+    }
+    const buffers = rest(vector, moved);
+    if (write) this.#calls.writev(fd, buffers, position, done);
+    else this.#calls.readv(fd, buffers, position, done);
+  }
+
+  /** A call has moved `n` bytes; the system may well move fewer than it was asked for. */
+  #step(slot: number, error: NodeJS.ErrnoException | null, n: number): void {
+    const requests = this.#requests as BlockRequests;
+    const write = requests.op[slot] === BLOCK_WRITE;
+    if (error) {
+      this.#failed(slot, write ? "writing" : "reading", error.message);
+      return;
+    }
+    const moved = (this.#moved[slot] as number) + n;
+    const position = (requests.offset[slot] as number) + moved;
+    this.#moved[slot] = moved;
+    if (write && n > 0) this.#size = Math.max(this.#size, position);
+    if (moved >= (requests.length[slot] as number)) this.#answerLater(slot, BLOCK_OK);
+    else if (n > 0) this.#move(slot, write);
+    else if (!write && position >= this.#size && position < this.#capacity) {
+      zero(requests.vector[slot] as IoVector, moved);
+      this.#answerLater(slot, BLOCK_OK);
+    } else this.#failed(slot, write ? "writing" : "reading", write ? "nothing was written" : "the file was cut short");
+  }
+
+  #flush(slot: number): void {
+    if (this.readOnly || this.#noFlush) this.#answer(slot, BLOCK_OK);
+    else if (this.#syncFailed) this.#failed(slot, "flushing", "an earlier flush failed");
+    else {
+      this.#unsynced = false;
+      this.#calls.fdatasync(this.#image.fd, (error) => {
+        if (error === null) {
+          this.#answerLater(slot, BLOCK_OK);
+          return;
+        }
+        this.#syncFailed = true;
+        this.#unsynced = true;
+        this.#failed(slot, "flushing", error.message);
+      });
+    }
+  }
+
+  #failed(slot: number, doing: string, why: string): void {
+    this.#log.log("warn", `${this.name}: ${doing} failed: ${why}; the guest gets an I/O error`);
+    this.#answerLater(slot, BLOCK_IO_ERROR);
+  }
+
+  #answer(slot: number, result: number): void {
+    this.#inFlight--;
+    this.#sink?.complete(slot, this.#requests?.generation[slot] as number, result);
+  }
+
+  /** Completions of one turn are published together. */
+  #answerLater(slot: number, result: number): void {
+    this.#answer(slot, result);
+    if (!this.#announced) {
+      this.#announced = true;
+      this.#environment.defer(() => {
+        this.#announced = false;
+        this.#sink?.completed();
+        if (this.#inFlight === 0) this.#idle?.();
+      });
+    }
+  }
+}
+
+/** The pieces of a vector behind its first `skip` bytes. */
+function rest(vector: IoVector, skip: number): Uint8Array[] {
+  const buffers: Uint8Array[] = [];
+  for (let i = 0; i < vector.count; i++) {
+    const length = vector.length[i] as number;
+    const from = Math.min(skip, length);
+    skip -= from;
+    const start = vector.offset[i] as number;
+    if (from < length) buffers.push((vector.buffer[i] as Uint8Array).subarray(start + from, start + length));
+  }
+  return buffers;
+}
+
+function zero(vector: IoVector, from: number): void {
+  for (const buffer of rest(vector, from)) buffer.fill(0);
+}
+
+const powerOfTwo = (n: number): number => (n > 0 && Number.isInteger(Math.log2(n)) ? n : 1);
