@@ -74,6 +74,8 @@ export abstract class FuzzDevice {
   protected abstract pass(chain: AddedChain): void;
   abstract readonly callbacksEvent: unknown;
   protected abstract begin(): boolean;
+  /** No more than so many, even where an entry read before promised more. */
+  protected abstract most(): number;
 
   returnSome(): void {
     const { random } = this;
@@ -90,7 +92,8 @@ export abstract class FuzzDevice {
   get(max: number): Got[] {
     const got: Got[] = [];
     if (!this.begin()) return got;
-    while (got.length < max && this.fault === undefined) {
+    const most = Math.min(max, this.most());
+    while (got.length < most && this.fault === undefined) {
       if (this.#answers.length === 0 && !this.#answer()) break;
       const answer = this.#answers.shift();
       if (answer === undefined) break;
@@ -240,6 +243,10 @@ export class SplitFuzzDevice extends FuzzDevice {
     return (this.#ring.usedIdx - (this.#usedSeen % 65536) + 65536) % 65536;
   }
 
+  protected most(): number {
+    return this.#ahead();
+  }
+
   protected begin(): boolean {
     if (this.#ahead() > this.seen.length) this.fault = "index-jump";
     return this.fault === undefined;
@@ -362,6 +369,10 @@ export class PackedFuzzDevice extends FuzzDevice {
     if (this.answering) return true;
     const { flags } = this.#ring.readDescriptor(this.#usedSeen % this.place.size);
     return (flags & 0x8080) === RawPackedRing.used(this.#wrap(this.#usedSeen));
+  }
+
+  protected most(): number {
+    return Number.POSITIVE_INFINITY;
   }
 
   protected begin(): boolean {
