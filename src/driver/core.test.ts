@@ -34,11 +34,11 @@ interface Enabled {
 }
 
 /** A context on a loop device whose transport writes down every call that changes something, in order. */
-function setUp(device = new LoopDevice()) {
+function setUp(device = new LoopDevice(), delivery: "deferred" | "direct" = "deferred") {
   const environment = nodeEnvironment();
   const memory = GuestMemory.allocate(1 << 20);
   const dma = new DmaAllocator(memory, 4096, (1 << 20) - 4096);
-  const inner = new LoopbackTransport(device, { memory, environment });
+  const inner = new LoopbackTransport(device, { memory, environment, delivery });
   const calls: string[] = [];
   const enabled: Enabled[] = [];
   const recorded = [
@@ -134,6 +134,18 @@ test("bring-up in the order of the spec; kicks wait for DRIVER_OK", limit, async
     "notify",
   ]);
   while (driver.log.length === 0) await turn();
+  assert.deepEqual(driver.log, ["used 7 0"]);
+});
+
+test("what the device uses while DRIVER_OK is being set is not lost", limit, async () => {
+  const { context } = setUp(new LoopDevice(), "direct");
+  const driver = new Scripted(context);
+  driver.setUp = () => {
+    const sg = { address: Float64Array.of(driver.buffer(8).address), length: Uint32Array.of(8) };
+    driver.queue(0).add(sg, 0, 0, 1, 7);
+    driver.queues[0]?.kick();
+  };
+  await driver.start();
   assert.deepEqual(driver.log, ["used 7 0"]);
 });
 

@@ -244,8 +244,9 @@ export abstract class VirtioDriver {
       this.#addStatus(VIRTIO_CONFIG_S_DRIVER);
       this.#negotiate();
       await this.onSetUp();
-      this.#addStatus(VIRTIO_CONFIG_S_DRIVER_OK);
+      // Ready first: the device may use what waits in its queues, and say so, while the bit is being written.
       this.#state = "ready";
+      this.#addStatus(VIRTIO_CONFIG_S_DRIVER_OK);
       this.#sendHeldKicks();
       await this.onReady();
     } catch (error) {

@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { FeatureSet } from "../../common/feature-set.ts";
 import type { DeviceCore } from "../../device/core.ts";
 import { DRIVER_RING_FEATURES } from "../../driver/features.ts";
+import type { GuestMemory } from "../../memory/guest-memory.ts";
 import {
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
@@ -12,6 +13,7 @@ import {
   VIRTIO_F_RING_RESET,
   VIRTIO_F_VERSION_1,
 } from "../../spec/features.ts";
+import { VIRTIO_PCI_COMMON_Q_MSIX } from "../../spec/pci.ts";
 import { VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK } from "../../spec/status.ts";
 import {
   LOOP_CFG_VALUE,
@@ -23,7 +25,7 @@ import {
   LoopDriver,
   nodeEnvironment,
 } from "../../testing/loop-device.ts";
-import type { VirtioPciTransport } from "../../transport/pci/index.ts";
+import { type PciFunction, PciScanner, VirtioPciDevice, type VirtioPciTransport } from "../../transport/pci/index.ts";
 import { type LoopbackAttachment, LoopbackMachine, type LoopbackMachineOptions } from "./index.ts";
 
 interface Way {
@@ -305,6 +307,68 @@ test("devices of one kind on the bus each get a driver, whatever comes first", {
   if (first !== undefined) await machine.bus.remove(first);
   assert.equal(drivers[0]?.state, "removed");
   await assert.rejects(drivers[0]?.copy(bytes(1)) as Promise<unknown>);
+  await machine.close();
+});
+
+// driver: MSI-X Vector Configuration
+for (const [name, refuse, mode] of [
+  ["a queue's own vector fails: it shares the configuration's", (vector: number) => vector === 2, "msix"],
+  ["no queue gets a vector: INTx", () => true, "intx"],
+] as const)
+  test(name, { timeout: 20_000 }, async () => {
+    const machine = new LoopbackMachine({ environment: nodeEnvironment() });
+    const device = new LoopDevice();
+    const transport = machine.plug(device, { transport: "pci" }) as VirtioPciTransport;
+    const pci = machine.bridge.bus.at(0) as PciFunction;
+    const barWrite = pci.barWrite.bind(pci);
+    pci.barWrite = (bar, offset, size, value) =>
+      barWrite(bar, offset, size, bar === 4 && offset === VIRTIO_PCI_COMMON_Q_MSIX && refuse(value) ? 0xffff : value);
+    const driver = await machine.bus.bind(LoopDriver.type, transport);
+    assert.equal(transport.interruptMode, mode);
+    assert.deepEqual(await driver.copy(bytes(4)), bytes(4));
+    const back = driver.hold(bytes(5));
+    await until(() => device.held.length === 1);
+    device.finish();
+    assert.deepEqual(await back, bytes(5));
+    const changed = driver.changed();
+    device.config.update(() => undefined);
+    await changed;
+    await machine.close();
+  });
+
+// driver: Virtio Structure PCI Capabilities #1, #2, #3
+test("capabilities that a driver does not know are passed over", { timeout: 20_000 }, async () => {
+  class Odd extends VirtioPciDevice {
+    constructor(device: DeviceCore, memory: GuestMemory) {
+      super(device, { memory, vectors: 0 });
+      // In front of the good ones: a reserved type, reserved BARs, a BAR that does not exist, one too short.
+      for (const [id, length, type, bar, structure] of [
+        [9, 16, 77, 4, 4096],
+        [9, 16, 1, 6, 4096],
+        [9, 16, 3, 0xff, 4096],
+        [9, 16, 4, 5, 4096],
+        [9, 16, 1, 4, 8],
+        [9, 20, 2, 3, 4096],
+      ] as const) {
+        const at = this.addCapability(id, length);
+        this.config.set(at + 2, 1, length);
+        this.config.set(at + 3, 1, type);
+        this.config.set(at + 4, 1, bar);
+        if (length >= 16) this.config.set(at + 12, 4, structure);
+      }
+      // A longer cap_len than the spec has, on the good one.
+      this.config.set(0x42, 1, 24);
+      this.seal();
+    }
+  }
+  const machine = new LoopbackMachine({ environment: nodeEnvironment() });
+  machine.bridge.bus.plug(new Odd(new LoopDevice(), machine.memory));
+  const scanner = new PciScanner(machine.bridge, { memory: machine.memory, environment: nodeEnvironment() });
+  const [transport] = scanner.scan();
+  assert.ok(transport);
+  assert.deepEqual(scanner.scan(), []);
+  const driver = await machine.bus.bind(LoopDriver.type, transport);
+  assert.deepEqual(await driver.copy(bytes(4)), bytes(4));
   await machine.close();
 });
 
