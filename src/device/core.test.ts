@@ -109,6 +109,22 @@ test("chains in front of a malformed one are served; then the device needs a res
   assert.equal(device.faults, 1);
 });
 
+test("a driver that breaks and resets the device in a loop does not fill the log", limit, () => {
+  const lines: string[] = [];
+  let time = 0;
+  const environment = { ...nodeEnvironment({ log: (_, line) => void lines.push(line) }), now: () => time };
+  const { device, events } = setUp(new LoopDevice({ environment }));
+  for (let i = 0; i < 100; i++, time += 100) {
+    device.breakDown();
+    device.reset();
+  }
+  assert.equal(events.length, 100);
+  assert.deepEqual(lines, [
+    "loop0: broken on purpose; the device needs a reset (fault 1)",
+    "loop0: broken on purpose; the device needs a reset (fault 51)",
+  ]);
+});
+
 test("one kick does not keep the thread: the rest is served in a later turn", limit, async () => {
   const size = 8192;
   const { device, config, ring, offer } = setUp(new LoopDevice(), size);

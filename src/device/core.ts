@@ -47,6 +47,8 @@ export const DEFAULT_RING_FEATURES = RING_FEATURES.without(
 const BATCH_CHAINS = 128;
 /** Chains that one kick may work through, about, before other work gets its turn. */
 const CHAINS_PER_TURN = 16 * BATCH_CHAINS;
+/** Milliseconds between two log lines on a broken device: a hostile driver may reset and break it in a loop. */
+const LOG_PERIOD = 5000;
 
 /** What a concrete device tells the core of itself. */
 export interface DeviceDescription {
@@ -88,6 +90,7 @@ export abstract class DeviceCore {
   readonly #queues: (RunningQueue | undefined)[];
   readonly #batches: ChainBatch[] = [];
   #broken: string | undefined;
+  #quietUntil = Number.NEGATIVE_INFINITY;
   #servicing = 0;
 
   protected constructor(description: DeviceDescription) {
@@ -301,12 +304,19 @@ export abstract class DeviceCore {
     if (queue.fault !== undefined) this.#queueFault(running);
   }
 
-  /** The device cannot go on: DEVICE_NEEDS_RESET. Logged once until the next reset, counted always. */
+  /**
+   * The device cannot go on: DEVICE_NEEDS_RESET, told once until the next reset. Logged at most once in 5 seconds, counted
+   * always.
+   */
   protected fail(reason: string): void {
     this.faults++;
     if (this.#broken !== undefined) return;
     this.#broken = reason;
-    this.environment.log.log("warn", `${this.name}: ${reason}; the device needs a reset`);
+    const now = this.environment.now();
+    if (now >= this.#quietUntil) {
+      this.#quietUntil = now + LOG_PERIOD;
+      this.environment.log.log("warn", `${this.name}: ${reason}; the device needs a reset (fault ${this.faults})`);
+    }
     this.#port?.notifyNeedsReset(reason);
   }
 
