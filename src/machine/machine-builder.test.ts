@@ -157,6 +157,7 @@ const WRONG: readonly [line: string, message: RegExp][] = [
   ["-device virtio-serial-pci -device virtserialport,bus=pci.0", /Device 'virtserialport' can't go on PCI bus/],
   ["-device virtio-serial-pci,id=s -device virtserialport,bus=s.1", /Bus 's\.1' not found\nDid you mean 's\.0'\?/],
   ["-device virtio-blk-device", /No 'virtio-bus' bus found for device 'virtio-blk-device'/],
+  ["-device virtio-rng-pci -device virtio-rng-device", /No 'virtio-bus' bus found for device 'virtio-rng-device'/],
   ["-device virtio-pci", /Parameter 'driver' expects a non-abstract device type/],
   ["-device virtio-rng-pci,rng=no", /Property 'virtio-rng-pci\.rng' can't find value 'no'/],
   ["-device virtio-rng-pci,period=0", /period' can't be '0': it is a positive number/],
@@ -215,6 +216,7 @@ test("functions of one slot, with multifunction=on", OPTIONS, async () => {
   );
   const [first, second] = [parts.pci.functions.get(32), parts.pci.functions.get(33)];
   assert.deepEqual([first?.configRead(0x0e, 1), second?.configRead(0x0e, 1)], [0x80, 0]);
+  assert.equal(first?.configRead(0x0c, 2), 0);
   assert.deepEqual([first?.configRead(0x0c, 4), first?.configRead(0, 2)], [0x800000, 0x1af4]);
   await machine.close();
 });
@@ -241,6 +243,41 @@ test("devices can come and go while the machine is up", OPTIONS, async () => {
   machine.addDevice({ option: "device_add", driver: "virtserialport", id: "port", bus: "ser.0", properties: [] });
   machine.removeDevice(machine.device("ser") as never);
   assert.deepEqual([machine.devices.length, parts.pci.functions.size], [0, 0]);
+  await machine.close();
+});
+
+test("a device that went leaves its place and its back ends to others", OPTIONS, async () => {
+  const parts = notedParts();
+  const machine = await build(
+    `${D0} -drive file=e.img,if=none,id=d1 -chardev null,id=c -device virtio-serial-pci,id=s`,
+    parts,
+  );
+  const add = (driver: string, properties: Record<string, string>) =>
+    machine.addDevice({
+      option: "device_add",
+      driver,
+      properties: Object.entries(properties).map(([name, value]) => ({ name, value })),
+    });
+  const disk = add("virtio-blk", { drive: "d0", addr: "9", bootindex: "5" });
+  const port = add("virtserialport", { chardev: "c", nr: "3" });
+  machine.removeDevice(disk);
+  machine.removeDevice(port);
+  const first = add("virtio-blk", { drive: "d1", addr: "9", bootindex: "5" });
+  add("virtserialport", { chardev: "c", nr: "3" });
+  assert.deepEqual(machine.backends.bootOrder, [first]);
+  assert.equal(machine.backends.drives.get("d0")?.user, undefined);
+  await machine.close();
+});
+
+test("the boot order is that of the indices", OPTIONS, async () => {
+  const machine = await build(
+    `${D0} -drive file=e.img,if=none,id=d1 -device virtio-blk-pci,drive=d0,bootindex=9,id=b ` +
+      "-device virtio-blk-pci,drive=d1,bootindex=2,id=a -drive file=f.img",
+  );
+  assert.deepEqual(
+    machine.backends.bootOrder.map((device) => device.id),
+    ["a", "b"],
+  );
   await machine.close();
 });
 
