@@ -159,7 +159,8 @@ export class GuestMemory {
     while (low <= high) {
       const middle = (low + high) >> 1;
       const region = regions[middle] as MemoryRegion;
-      if (address < region.base) high = middle - 1;
+      // Written so that NaN is nowhere.
+      if (!(address >= region.base)) high = middle - 1;
       else if (address >= region.end) low = middle + 1;
       else return middle;
     }

@@ -306,6 +306,39 @@ test("device: indirect tables may be longer than the queue and lie at any addres
   }
 });
 
+test("device, split: next past the table, where something like a descriptor lies", LIMIT, () => {
+  const { memory, view } = memoryWithRom();
+  const place = { ...splitLayout(0, SIZE), driver: 0x1000, device: 0x2000 };
+  const ring = new RawSplitRing(view, place);
+  const queue = createDeviceQueue(memory, place, NO_FEATURES);
+  ring.writeDescriptor(0, { ...readable(), flags: NEXT, next: SIZE });
+  ring.writeDescriptor(SIZE, readable());
+  ring.offer(0);
+  breaks({ queue, view, batch: new ChainBatch(SIZE) }, "descriptor-index");
+});
+
+for (const packed of [false, true])
+  test(`device, ${packed ? "packed" : "split"}: 2^32 bytes in memory are allowed, one more is not`, LIMIT, () => {
+    const quarter = 2 ** 26;
+    const memory = GuestMemory.allocate(quarter * 2);
+    const view = (memory.regions[0] as MemoryRegion).view;
+    const place = (packed ? packedLayout : splitLayout)(0, 128);
+    for (const extra of [0, 1]) {
+      const queue = createDeviceQueue(memory, place, { ...NO_FEATURES, packed });
+      const batch = new ChainBatch(1);
+      const chain = Array.from({ length: 64 }, () => readable(quarter, quarter));
+      if (extra > 0) chain.push(readable(1));
+      new Uint8Array(view.buffer, 0, place.bytes).fill(0);
+      if (packed) offerPacked({ queue, view, batch, ring: new RawPackedRing(view, place) }, chain);
+      else offerSplit({ queue, view, batch, ring: new RawSplitRing(view, place) }, chain);
+      if (extra > 0) breaks({ queue, view, batch }, "chain-bytes");
+      else {
+        assert.equal(queue.pop(batch, 1), 1, queue.fault?.reason);
+        assert.equal(batch.readableBytes[0], 2 ** 32);
+      }
+    }
+  });
+
 test("device: what comes in front of a malformed chain is delivered", LIMIT, () => {
   const split = splitRig();
   offerSplit(split, [readable()], 0);
