@@ -5,7 +5,7 @@ import type { PciFunction, PciHost } from "../../transport/pci/function.ts";
 import { Board } from "./board.ts";
 import { Events, type ResetCause, type V86EngineEvents } from "./events.ts";
 import { createInstance } from "./instance.ts";
-import type { V86Cpu, V86Instance } from "./internals.ts";
+import type { V86Instance } from "./internals.ts";
 import { Interrupts } from "./interrupts.ts";
 import { IoMap } from "./io-map.ts";
 import { checkLinuxBoot, type LinuxBoot, linuxBootRom, placeLinux } from "./linux-boot.ts";
@@ -47,8 +47,8 @@ export class V86Engine {
   readonly #interrupts: Interrupts;
   readonly #serial: Serial;
   readonly #attached = new Map<PciFunction, number>();
-  #instance: V86Instance;
-  #cpu: V86Cpu;
+  /** There is none while a reset replaces it. */
+  #instance: V86Instance | undefined;
   #boot: LinuxBoot | undefined;
   #state: V86EngineState = "stopped";
   /** The CPU is executing, so we are inside a handler. */
@@ -83,18 +83,17 @@ export class V86Engine {
   private constructor(options: PcOptions, instance: V86Instance, board: Board, io: IoMap, scheduler: Scheduler) {
     this.#options = options;
     this.#instance = instance;
-    this.#cpu = instance.v86.cpu;
     this.#board = board;
     this.#io = io;
     this.#config = board.config;
     this.#scheduler = scheduler;
-    this.#window = new MemoryWindow(this.#cpu);
+    this.#window = new MemoryWindow(instance.v86.cpu);
     this.memory = this.#window.memory;
-    this.#interrupts = new Interrupts(this.#window, this.#cpu, () => this.#interruptChanged());
+    this.#interrupts = new Interrupts(this.#window, () => this.#interruptChanged());
     this.#serial = new Serial(options.serialPorts);
     io.follow(this.#window);
     board.readText = (offset, length) =>
-      new TextDecoder().decode(new Uint8Array(this.#cpu.wasm_memory.buffer, offset >>> 0, length >>> 0));
+      new TextDecoder().decode(new Uint8Array(this.#machine().cpu.wasm_memory.buffer, offset >>> 0, length >>> 0));
     board.haltCpu = () => this.#haltCpu();
     board.loadKernel = () => {
       if (this.#boot !== undefined) placeLinux(this.#boot, this.memory);
@@ -183,7 +182,7 @@ export class V86Engine {
     this.#cancelTurn();
     await this.#resetting;
     for (const device of [...this.#attached.keys()]) this.detach(device);
-    await this.#instance.destroy();
+    await this.#instance?.destroy();
   }
 
   /**
@@ -206,19 +205,19 @@ export class V86Engine {
     if (this.#inGuest) throw stateError("a device cannot save the state while the guest is in its register");
     if (this.#resetting !== undefined)
       throw stateError("the machine is being reset: save its state when it runs again");
-    const state = new Uint8Array(this.#instance.v86.save_state());
+    const state = new Uint8Array(this.#machine().save_state());
     this.#window.sync();
     return state;
   }
 
   #restore(state: Uint8Array): void {
-    const cpu = this.#cpu;
+    const { cpu } = this.#machine();
     const original = cpu.zero_memory;
     // Fresh memory is zero but for the firmware, and clearing it again would make every page resident.
     cpu.zero_memory = (address, size) => original(address, Math.min(size, 1 << 20));
     try {
       const whole = state.byteOffset === 0 && state.byteLength === state.buffer.byteLength;
-      this.#instance.v86.restore_state((whole ? state.buffer : state.slice().buffer) as ArrayBuffer);
+      this.#machine().restore_state((whole ? state.buffer : state.slice().buffer) as ArrayBuffer);
     } catch (cause) {
       this.#checkStateSize();
       throw new VirtkitError(
@@ -234,7 +233,7 @@ export class V86Engine {
   }
 
   #checkStateSize(): void {
-    const size = this.#cpu.memory_size[0] as number;
+    const size = this.#machine().cpu.memory_size[0] as number;
     if (size !== this.#window.size)
       throw stateError(`the saved state has ${size} bytes of memory and this machine ${this.#window.size}`);
   }
@@ -261,9 +260,14 @@ export class V86Engine {
     this.#io.update(this.#attached.keys());
   }
 
+  #machine(): V86Instance["v86"] {
+    if (this.#instance === undefined) throw new Error("the machine is being reset");
+    return this.#instance.v86;
+  }
+
   /** Wires the parts to the present instance. */
   #powerOn(boot: LinuxBoot | undefined): void {
-    const cpu = this.#cpu;
+    const { cpu } = this.#machine();
     this.#boot = boot;
     this.#window.follow(cpu);
     this.#interrupts.follow(cpu);
@@ -295,15 +299,23 @@ export class V86Engine {
     for (const device of this.#attached.keys()) device.reset();
     this.#mapBars();
     const boot = await resolveBoot(this.#options.boot, this.#options.memorySize);
-    const old = this.#instance;
+    await this.#powerOff();
     this.#instance = await createInstance({
       ...this.#options,
       intercept: (imports) => this.#board.install(imports, this.#io),
     });
-    this.#cpu = this.#instance.v86.cpu;
     this.#board.clear();
     this.#powerOn(boot);
-    await old.destroy();
+  }
+
+  /** Lets go of the instance first: making the next one is what has its memory collected. */
+  async #powerOff(): Promise<void> {
+    const old = this.#instance;
+    this.#instance = undefined;
+    this.#window.release();
+    this.#interrupts.follow(undefined);
+    this.#serial.follow(undefined);
+    await old?.destroy();
   }
 
   #schedule(delay: number): void {
@@ -341,9 +353,9 @@ export class V86Engine {
       this.#serial.feed();
       if (this.#interruptPending) {
         this.#interruptPending = false;
-        this.#cpu.handle_irqs();
+        this.#machine().cpu.handle_irqs();
       }
-      delay = this.#cpu.main_loop();
+      delay = this.#machine().cpu.main_loop();
     } catch (error) {
       this.#crashed(error);
     } finally {
@@ -389,7 +401,7 @@ export class V86Engine {
 
   #crashed(error: unknown): void {
     // v86 gives up where a CPU would shut down: an exception with no interrupt table to go by. That resets a PC.
-    if (this.#cpu.idtr_size[0] === 0 && isTrap(error)) this.#board.requestReset("triple-fault");
+    if (this.#machine().cpu.idtr_size[0] === 0 && isTrap(error)) this.#board.requestReset("triple-fault");
     else this.#fail(error);
   }
 

@@ -25,18 +25,17 @@ export class Interrupts {
   readonly #window: MemoryWindow;
   readonly #changed: () => void;
   readonly #sources = new Map<number, Source>();
-  #cpu: V86Cpu;
+  #cpu: V86Cpu | undefined;
   /** The ISA interrupts that we hold up, one bit each. */
   #levels = 0;
 
-  constructor(window: MemoryWindow, cpu: V86Cpu, changed: () => void) {
+  constructor(window: MemoryWindow, changed: () => void) {
     this.#window = window;
-    this.#cpu = cpu;
     this.#changed = changed;
   }
 
-  /** Goes on with another instance, in which no line is up. */
-  follow(cpu: V86Cpu): void {
+  /** Goes on with another instance, in which no line is up; undefined while there is none. */
+  follow(cpu: V86Cpu | undefined): void {
     this.#cpu = cpu;
     this.#levels = 0;
     for (const source of this.#sources.values()) source.asserted = false;
@@ -62,6 +61,8 @@ export class Interrupts {
 
   /** Sets the ISA lines as the pins and the route registers say; to be called when the guest changes a route. */
   reroute(): void {
+    const cpu = this.#cpu;
+    if (cpu === undefined) return;
     let levels = 0;
     for (const source of this.#sources.values()) {
       if (!source.asserted) continue;
@@ -76,8 +77,8 @@ export class Interrupts {
     flags[0] = (flags[0] as number) & ~FLAG_INTERRUPT;
     for (let irq = 0; irq < 16; irq++) {
       if ((changes & (1 << irq)) === 0) continue;
-      if ((levels & (1 << irq)) !== 0) this.#cpu.device_raise_irq(irq);
-      else this.#cpu.device_lower_irq(irq);
+      if ((levels & (1 << irq)) !== 0) cpu.device_raise_irq(irq);
+      else cpu.device_lower_irq(irq);
     }
     this.#window.sync();
     this.#window.flags[0] = (this.#window.flags[0] as number) | enabled;
@@ -106,7 +107,7 @@ export class Interrupts {
   }
 
   #route(index: number): number | undefined {
-    const route = this.#cpu.devices.pci.isa_bridge_space8[PIRQ_ROUTE + index] as number;
+    const route = this.#cpu?.devices.pci.isa_bridge_space8[PIRQ_ROUTE + index] ?? PIRQ_DISABLED;
     return (route & PIRQ_DISABLED) !== 0 || (route & 15) === 0 ? undefined : route & 15;
   }
 }

@@ -13,7 +13,7 @@ const APIC_WORDS = 46;
 export class MemoryWindow {
   readonly memory: GuestMemory;
   readonly #region: MemoryRegion;
-  #cpu: V86Cpu;
+  #cpu: V86Cpu | undefined;
   /** Flags register and HLT state, which v86 shows through slow proxies. */
   flags!: Int32Array;
   halted!: Uint8Array;
@@ -34,12 +34,24 @@ export class MemoryWindow {
   follow(cpu: V86Cpu): void {
     this.#cpu = cpu;
     this.#apicAddress = cpu.get_apic_addr();
-    this.#refresh();
+    this.#refresh(cpu);
+  }
+
+  /**
+   * Lets go of the instance, so that its memory can be freed. Until {@link follow} there is memory that reads zero, and what is
+   * written to it is lost.
+   */
+  release(): void {
+    this.#cpu = undefined;
+    this.#region.setBuffer(new ArrayBuffer(this.size), 0);
+    this.flags = new Int32Array(1);
+    this.halted = new Uint8Array(1);
+    this.apic = new Int32Array(APIC_WORDS);
   }
 
   /** Makes the views live again if v86's memory moved. A detached buffer shows as length 0. */
   sync(): void {
-    if (this.flags.length === 0) this.#refresh();
+    if (this.flags.length === 0 && this.#cpu !== undefined) this.#refresh(this.#cpu);
   }
 
   /** Bytes of RAM. */
@@ -47,8 +59,7 @@ export class MemoryWindow {
     return this.#region.size;
   }
 
-  #refresh(): void {
-    const cpu = this.#cpu;
+  #refresh(cpu: V86Cpu): void {
     const buffer = cpu.wasm_memory.buffer;
     this.#region.setBuffer(buffer, cpu.mem8.byteOffset);
     this.flags = new Int32Array(buffer, cpu.flags.byteOffset, 1);
@@ -57,7 +68,7 @@ export class MemoryWindow {
   }
 
   #written(address: number, length: number): void {
-    if (length > 0) this.#cpu.jit_dirty_cache(address, address + length);
+    if (length > 0) this.#cpu?.jit_dirty_cache(address, address + length);
     this.sync();
   }
 }

@@ -13,7 +13,9 @@ const ISA_BRIDGE = 1 << 3;
 export class PciConfig {
   readonly functions: (PciFunction | undefined)[] = new Array(256).fill(undefined);
   readonly #routesChanged: () => void;
-  #pci: V86Pci | undefined;
+  /** The functions v86 has itself; they never change. */
+  #board: readonly boolean[] = [];
+  #address: Int32Array = new Int32Array(1);
 
   /** @param routesChanged called before the guest's write to the ISA bridge, which routes the interrupt pins */
   constructor(routesChanged: () => void) {
@@ -21,12 +23,13 @@ export class PciConfig {
   }
 
   follow(pci: V86Pci): void {
-    this.#pci = pci;
+    this.#board = Array.from({ length: 256 }, (_, devfn) => pci.device_spaces[devfn] !== undefined);
+    this.#address = pci.pci_addr32;
   }
 
   /** True when v86 has a device of its own there. */
   occupied(devfn: number): boolean {
-    return this.#pci?.device_spaces[devfn] !== undefined;
+    return this.#board[devfn] === true;
   }
 
   /** A read of a data port; undefined leaves it to v86. */
@@ -47,7 +50,7 @@ export class PciConfig {
     const device = this.functions[devfn];
     if (device === undefined) {
       if (devfn === ISA_BRIDGE) this.#routesChanged();
-      return !this.#v86Has();
+      return !this.occupied(devfn);
     }
     const offset = this.#offset(port);
     if (aligned(port, size)) {
@@ -59,22 +62,14 @@ export class PciConfig {
     return true;
   }
 
-  #address(): number {
-    return (this.#pci?.pci_addr32[0] ?? 0) >>> 0;
-  }
-
   /** Device and function the address register names on bus 0, or -1. */
   #devfn(): number {
-    const address = this.#address();
+    const address = (this.#address[0] as number) >>> 0;
     return (address & 0xff0000) === 0 && address >= ENABLE ? (address >>> 8) & 0xff : -1;
   }
 
-  #v86Has(): boolean {
-    return this.#pci?.device_spaces[(this.#address() >>> 8) & 0xffff] !== undefined;
-  }
-
   #offset(port: number): number {
-    return (this.#address() & 0xfc) + (port - PCI_CONFIG_DATA);
+    return ((this.#address[0] as number) & 0xfc) + (port - PCI_CONFIG_DATA);
   }
 }
 

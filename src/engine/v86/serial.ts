@@ -11,7 +11,8 @@ export class Serial {
     this.#ports = Array.from({ length: count }, (_, index) => new Port(index));
   }
 
-  follow(instance: V86Instance): void {
+  /** Goes on with another instance; undefined while there is none. */
+  follow(instance: V86Instance | undefined): void {
     for (const port of this.#ports) port.follow(instance);
   }
 
@@ -53,9 +54,9 @@ class Port {
     this.index = index;
   }
 
-  follow(instance: V86Instance): void {
+  follow(instance: V86Instance | undefined): void {
     this.#instance = instance;
-    instance.add_listener(`serial${this.index}-output-byte`, (byte) => {
+    instance?.add_listener(`serial${this.index}-output-byte`, (byte) => {
       if (this.#length === this.#output.length) {
         const larger = new Uint8Array(2 * this.#length);
         larger.set(this.#output);
