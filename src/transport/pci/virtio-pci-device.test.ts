@@ -1,211 +1,23 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { FeatureSet } from "../../common/feature-set.ts";
-import { GuestMemory } from "../../memory/guest-memory.ts";
-import { VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1 } from "../../spec/features.ts";
+import { VIRTIO_F_VERSION_1 } from "../../spec/features.ts";
 import { LOOP_CFG_WRITABLE, LoopDevice } from "../../testing/loop-device.ts";
-import { RawSplitRing } from "../../testing/raw-ring.ts";
+import {
+  BAR4,
+  bringUp,
+  capabilities,
+  capability,
+  DEVICE,
+  ISR,
+  NO_VECTOR,
+  NOTIFY,
+  send,
+  pciRig as setUp,
+} from "../../testing/pci-guest.ts";
 import type { AccessSize } from "./function.ts";
-import { VirtioPciDevice, type VirtioPciOptions } from "./virtio-pci-device.ts";
 
-// Offsets are written out here as a guest's own headers have them, so that a wrong constant cannot hide behind itself.
 const limit = { timeout: 10_000 };
-const BAR4 = 4;
-const COMMON = 0;
-const ISR = 0x1000;
-const DEVICE = 0x2000;
-const NOTIFY = 0x3000;
-const NO_VECTOR = 0xffff;
-
-function setUp(options: Partial<VirtioPciOptions> = {}, device = new LoopDevice()) {
-  const memory = GuestMemory.allocate(0x100000);
-  const pci = new VirtioPciDevice(device, { memory, ...options });
-  const messages: [address: number, data: number][] = [];
-  const intx: boolean[] = [];
-  let moves = 0;
-  pci.connect({
-    setIntx: (asserted) => void intx.push(asserted),
-    sendMsi: (address, data) => void messages.push([address, data]),
-    barsChanged: () => void moves++,
-  });
-  intx.length = 0;
-  const read = (offset: number, size: AccessSize) => pci.barRead(BAR4, COMMON + offset, size);
-  const write = (offset: number, size: AccessSize, value: number) => pci.barWrite(BAR4, COMMON + offset, size, value);
-  return { pci, device, memory, messages, intx, read, write, moves: () => moves };
-}
-
-type Rig = ReturnType<typeof setUp>;
-
-interface Capability {
-  at: number;
-  id: number;
-  length: number;
-  type: number;
-  bar: number;
-  offset: number;
-  size: number;
-}
-
-function capabilities({ pci }: Rig): Capability[] {
-  const found: Capability[] = [];
-  for (let at = pci.configRead(0x34, 1); at !== 0; at = pci.configRead(at + 1, 1)) {
-    found.push({
-      at,
-      id: pci.configRead(at, 1),
-      length: pci.configRead(at + 2, 1),
-      type: pci.configRead(at + 3, 1),
-      bar: pci.configRead(at + 4, 1),
-      offset: pci.configRead(at + 8, 4),
-      size: pci.configRead(at + 12, 4),
-    });
-    assert.ok(found.length < 20);
-  }
-  return found;
-}
-
-const capability = (rig: Rig, type: number): Capability =>
-  capabilities(rig).find((c) => c.id === 9 && c.type === type) as Capability;
-
-/** Brings the device up with split queues and returns the raw ring of `queue`. */
-function bringUp(rig: Rig, queue = 0, vector = NO_VECTOR): RawSplitRing {
-  const { read, write } = rig;
-  write(0x14, 1, 0);
-  for (const [word, bits] of [
-    [0, 0],
-    [1, 1],
-    [2, 0],
-  ] as const) {
-    write(0x08, 4, word);
-    write(0x0c, 4, word === 1 ? bits | (1 << (VIRTIO_F_RING_RESET - 32)) : bits);
-  }
-  for (const status of [1, 3, 11]) write(0x14, 1, status);
-  assert.equal(read(0x14, 1), 11);
-  write(0x16, 2, queue);
-  write(0x18, 2, 8);
-  write(0x1a, 2, vector);
-  write(0x20, 4, 0x1000);
-  write(0x28, 4, 0x2000);
-  write(0x30, 4, 0x3000);
-  write(0x1c, 2, 1);
-  write(0x14, 1, 15);
-  const view = rig.memory.regions[0]?.view as DataView;
-  return new RawSplitRing(view, { size: 8, desc: 0x1000, driver: 0x2000, device: 0x3000 });
-}
-
-/** Sends one chain through and rings the doorbell of `queue`. */
-function send(rig: Rig, ring: RawSplitRing, queue = 0): void {
-  ring.writeDescriptor(0, { address: 0x8000, length: 4, flags: 1, next: 1 });
-  ring.writeDescriptor(1, { address: 0x9000, length: 4, flags: 2 });
-  ring.offer(0);
-  rig.pci.barWrite(BAR4, NOTIFY + 4 * queue, 2, queue);
-}
-
-test("header as QEMU's modern devices have it", limit, () => {
-  const rig = setUp();
-  const { pci } = rig;
-  assert.equal(pci.configRead(0, 4), 0x107f1af4);
-  assert.equal(pci.configRead(8, 1), 1);
-  assert.equal(pci.configRead(8, 4), 0x00ff0001);
-  assert.equal(pci.configRead(0x0e, 1), 0);
-  assert.equal(pci.configRead(0x2c, 4), 0x11001af4);
-  assert.equal(pci.configRead(0x3d, 1), 1);
-  assert.equal(pci.configRead(0x30, 4), 0);
-  assert.equal(pci.configRead(6, 2) & 0x10, 0x10);
-  assert.equal(setUp({ classCode: 0x0100 }).pci.configRead(0x0a, 2), 0x0100);
-  // Read-only fields stay.
-  for (const offset of [0, 4, 8, 12, 0x2c, 0x30, 0x34, 0x3c]) pci.configWrite(offset, 4, 0xffffffff);
-  assert.equal(pci.configRead(0, 4), 0x107f1af4);
-  assert.equal(pci.configRead(8, 4), 0x00ff0001);
-  assert.equal(pci.configRead(0x2c, 4), 0x11001af4);
-  assert.equal(pci.configRead(0x3c, 4), 0x000001ff);
-  assert.equal(pci.configRead(4, 2), 0x0547);
-});
-
-// device: ... / Common configuration structure layout #1, #2; ISR status capability #1; PCI configuration access capability #1
-test("capabilities as QEMU lays them out", limit, () => {
-  const rig = setUp();
-  const seen = capabilities(rig).map((c) => [c.at, c.id, c.id === 9 ? c.length : 12, c.type, c.bar, c.offset, c.size]);
-  assert.deepEqual(seen.slice(1), [
-    [0x84, 9, 20, 5, 0, 0, 0],
-    [0x70, 9, 20, 2, 4, 0x3000, 0x1000],
-    [0x60, 9, 16, 4, 4, 0x2000, 0x1000],
-    [0x50, 9, 16, 3, 4, 0x1000, 0x1000],
-    [0x40, 9, 16, 1, 4, 0, 0x1000],
-  ]);
-  assert.deepEqual(seen[0]?.slice(0, 2), [0x98, 0x11]);
-  assert.equal(rig.pci.configRead(0x80, 4), 4);
-  // A capability is not the driver's to write, but for the window's own fields.
-  for (let at = 0x40; at < 0x84; at += 4) rig.pci.configWrite(at, 4, 0xffffffff);
-  assert.deepEqual(
-    capabilities(rig).map((c) => [c.at, c.id, c.id === 9 ? c.length : 12, c.type, c.bar, c.offset, c.size]),
-    seen,
-  );
-});
-
-test("an I/O doorbell comes before the one in memory", limit, () => {
-  const rig = setUp({ ioNotify: true });
-  const doorbells = capabilities(rig).filter((c) => c.id === 9 && c.type === 2);
-  assert.deepEqual(
-    doorbells.map((c) => [c.bar, c.offset, c.size, rig.pci.configRead(c.at + 16, 4)]),
-    [
-      [2, 0, 4, 0],
-      [4, 0x3000, 0x1000, 4],
-    ],
-  );
-});
-
-test("BARs: sizing, types, decoding", limit, () => {
-  const { pci, moves } = setUp({ ioNotify: true });
-  const size = (offset: number): number => {
-    const before = pci.configRead(offset, 4);
-    pci.configWrite(offset, 4, 0xffffffff);
-    const answer = pci.configRead(offset, 4);
-    pci.configWrite(offset, 4, before);
-    return answer;
-  };
-  pci.configWrite(4, 2, 7);
-  assert.deepEqual(
-    [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24].map(size),
-    [0, 0xfffff000, 0xfffffffd, 0, 0xffffc00c, 0xffffffff],
-  );
-  assert.ok(pci.bars.every((bar) => bar.address === undefined));
-  pci.configWrite(0x14, 4, 0xfebf1fff);
-  pci.configWrite(0x18, 2, 0xc043);
-  pci.configWrite(0x24, 4, 0x80);
-  pci.configWrite(0x20, 4, 0x12345678);
-  assert.equal(pci.configRead(0x20, 4), 0x1234400c);
-  assert.equal(pci.configRead(0x18, 4), 0xc041);
-  const at = () => pci.bars.map(({ index, kind, address }) => [index, kind, address]).sort();
-  assert.deepEqual(at(), [
-    [1, "mem32", 0xfebf1000],
-    [2, "io", 0xc040],
-    [4, "mem64", 0x80_12344000],
-  ]);
-  // While it is sized, a BAR is nowhere, even with decoding on.
-  pci.configWrite(0x14, 4, 0xffffffff);
-  pci.configWrite(0x20, 4, 0xffffffff);
-  assert.deepEqual(
-    at().map((bar) => bar[2]),
-    [undefined, 0xc040, undefined],
-  );
-  pci.configWrite(0x14, 4, 0xfebf1000);
-  pci.configWrite(0x20, 4, 0x12344000);
-  const before = moves();
-  pci.configWrite(4, 2, 2);
-  assert.equal(moves(), before + 1);
-  assert.equal(pci.bars.find((b) => b.index === 2)?.address, undefined);
-  pci.configWrite(4, 2, 2);
-  assert.equal(moves(), before + 1);
-  pci.configWrite(4, 2, 0);
-  assert.ok(pci.bars.every((bar) => bar.address === undefined));
-});
-
-test("a mem32 layout has one register and a 64-bit one two", limit, () => {
-  const { pci } = setUp({ modernBar: "mem32" });
-  pci.configWrite(0x20, 4, 0xffffffff);
-  pci.configWrite(0x24, 4, 0xffffffff);
-  assert.deepEqual([pci.configRead(0x20, 4), pci.configRead(0x24, 4)], [0xffffc008, 0]);
-});
 
 test("the common configuration starts with what the spec says", limit, () => {
   const { read, device } = setUp();
