@@ -59,6 +59,8 @@ export interface DriveOptions {
   readonly cache: DriveCache;
   /** Hint; host I/O goes the way the host's back end has. */
   readonly aio: (typeof AIO_MODES)[number];
+  /** Refuse an image that this program has open for writing already. */
+  readonly locking: boolean;
   /** "unmap": a guest's discard may free space in the image. */
   readonly discard: "ignore" | "unmap";
 }
@@ -67,7 +69,7 @@ export interface DriveOptions {
 export interface DriveCache {
   /** The guest is told of a write cache: a write is durable after the next flush. Else each write is, when it completes. */
   readonly writeback: boolean;
-  /** Around the host's page cache (O_DIRECT), where the host and the file system can. */
+  /** Around the host's page cache (O_DIRECT), where the back end can; files go through the page cache all the same. */
   readonly direct: boolean;
   /** Flushes are answered without being done: the image is lost when the host goes down. */
   readonly noFlush: boolean;

@@ -55,6 +55,7 @@ export function parseDrive(text: string): ParsedDrive {
     readOnly: parseReadOnly(keys),
     cache: parseCache(keys),
     aio: keys.word("aio", AIO_MODES) ?? "threads",
+    locking: (keys.word("file.locking", ["auto", "on", "off"]) ?? "auto") !== "off",
     discard: parseDiscard(keys),
   };
   parseErrorPolicies(keys);
@@ -150,7 +151,5 @@ function parseHarmless(keys: Keyval): void {
     keys.fail("snapshot=on is not supported: writes go to the image", "Make a copy of the image and give the copy.");
   if (keys.word("detect-zeroes", ["off", "on", "unmap"]) !== undefined && keys.text("detect-zeroes") !== "off")
     keys.fail("detect-zeroes is not supported", "Zeros are written like other data: detect-zeroes=off.");
-  const locking = keys.word("file.locking", ["auto", "off", "on"]);
-  if (locking === "on") keys.fail("file.locking=on is not supported", "Images are not locked: file.locking=off.");
   if (keys.flag("copy-on-read") === true) keys.fail("copy-on-read is not supported: an image has no backing file");
 }

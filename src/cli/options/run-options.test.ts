@@ -60,6 +60,7 @@ test("the line of the articles", OPTIONS, () => {
       readOnly: false,
       cache: { writeback: true, direct: false, noFlush: false },
       aio: "threads",
+      locking: true,
       discard: "ignore",
     },
   ]);
@@ -134,6 +135,10 @@ test("drives", OPTIONS, () => {
   assert.deepEqual([drive("file=x,readonly=on")?.readOnly, drive("file=x,read-only")?.readOnly], [true, true]);
   assert.deepEqual(drive("file=a,,b=c.img,if=none,id=d")?.source, { file: "a,b=c.img" });
   assert.deepEqual(drive("file=file:x,media=disk,aio=io_uring,werror=report,discard=unmap")?.discard, "unmap");
+  assert.deepEqual(
+    [drive("file=x,file.locking=off")?.locking, drive("file=x,file.locking=on")?.locking],
+    [false, true],
+  );
   assert.deepEqual(drive("driver=raw,file.filename=x,file.locking=off,detect-zeroes=off,snapshot=off")?.format, "raw");
 });
 
@@ -211,6 +216,13 @@ test("what asks for nothing special is accepted", OPTIONS, () => {
     ...["-cpu", "host", "-rtc", "base=utc", "-nodefaults", "-no-user-config", "-no-hpet", "-parallel", "none"],
   );
   assert.deepEqual(warnings, ["-cpu host: ignored, there is one model of CPU"]);
+});
+
+test("cache=none says what it does here", OPTIONS, () => {
+  assert.match(
+    run("-drive", "file=x,cache=none").warnings.join("\n"),
+    /^-drive file=x,cache=none: the host's page cache is used/,
+  );
 });
 
 test("questions are no machine", OPTIONS, () => {

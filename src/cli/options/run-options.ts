@@ -84,9 +84,17 @@ export function buildRunOptions(raw: RawOptions): RunRequest {
     exec,
     cache: get.path("cache"),
     useSavedState: !get.has("no-saved-state"),
-    warnings: get.all("cpu").map((model) => `-cpu ${model}: ignored, there is one model of CPU`),
+    warnings: warningsOf(get, machine),
   };
   return { kind: "run", options };
+}
+
+function warningsOf(get: RawReader, machine: MachineDescription): string[] {
+  const direct = machine.drives.filter((drive) => drive.cache.direct);
+  return [
+    ...get.all("cpu").map((model) => `-cpu ${model}: ignored, there is one model of CPU`),
+    ...direct.map(({ option }) => `${option}: the host's page cache is used all the same; flushes reach the disk`),
+  ];
 }
 
 /** Options by name; of one that can be given once, the last counts. */

@@ -29,6 +29,7 @@ const DISK: DriveOptions = {
   readOnly: false,
   cache: cacheOf("writeback"),
   aio: "threads",
+  locking: true,
   discard: "ignore",
 };
 

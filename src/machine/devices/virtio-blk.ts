@@ -74,7 +74,9 @@ const PROPERTIES: readonly Property[] = [
   SEG_MAX_ADJUST,
   errorPolicy("werror"),
   errorPolicy("rerror"),
-  property("share-rw", BOOL, false, { description: "on/off; no effect: images are not locked" }),
+  property("share-rw", BOOL, false, {
+    description: "on/off; no effect: file.locking=off of the drive lets images be shared",
+  }),
   fixedProperty("scsi", BOOL, false, "SCSI passthrough is not part of virtio 1.0; only scsi=off works"),
   fixedProperty("request-merging", BOOL, true, "neighbouring requests are always merged"),
   fixedProperty("discard", BOOL, false, "DISCARD requests are not supported yet"),

@@ -1,0 +1,147 @@
+import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import type { BlockBackend } from "../../backend/block/types.ts";
+import { NullCharBackend } from "../../backend/char/null.ts";
+import { RingCharBackend } from "../../backend/char/ringbuf.ts";
+import type { CharBackend } from "../../backend/char/types.ts";
+import type { EntropySource } from "../../backend/entropy/types.ts";
+import type { Environment } from "../../common/environment.ts";
+import { VirtkitError } from "../../common/error.ts";
+import type { BackendFactory, EntropyOptions } from "../../machine/backend-factory.ts";
+import type { ChardevOptions, DriveOptions, StdioChardev } from "../../machine/description.ts";
+import { createEntropySource } from "./entropy.ts";
+import { FileBlockBackend } from "./file-block.ts";
+import { openFileChar, openPipeChar } from "./file-char.ts";
+import { probeFormat } from "./image-format.ts";
+import { openSocketChar } from "./socket-char.ts";
+import { Terminal, type TerminalOptions } from "./terminal.ts";
+
+export interface NodeBackendOptions extends Pick<TerminalOptions, "input" | "output" | "onQuit" | "onInterrupt"> {
+  readonly environment: Environment;
+}
+
+/** Back ends of files, sockets and the terminal, in Node. */
+export class NodeBackends implements BackendFactory {
+  readonly #options: NodeBackendOptions;
+  #terminal: Terminal | undefined;
+
+  constructor(options: NodeBackendOptions) {
+    this.#options = options;
+  }
+
+  /** The terminal, once a stdio chardev was opened. */
+  get terminal(): Terminal | undefined {
+    return this.#terminal;
+  }
+
+  /** @throws ERR_VIRTKIT_IMAGE_*, or ERR_VIRTKIT_IMAGE_FORMAT when the image is not raw */
+  async openDrive(options: DriveOptions): Promise<BlockBackend> {
+    const { source, readOnly, locking, cache, format } = options;
+    if ("backend" in source) return source.backend;
+    const { environment } = this.#options;
+    const path = source.file;
+    const backend = await FileBlockBackend.open({ path, environment, readOnly, locking, noFlush: cache.noFlush });
+    try {
+      if (format === undefined) await this.#checkFormat(path);
+      return backend;
+    } catch (error) {
+      await backend.close();
+      throw error;
+    }
+  }
+
+  /** @throws ERR_VIRTKIT_CHARDEV_OPEN */
+  async openChardev({ id, backend }: ChardevOptions): Promise<CharBackend> {
+    const { environment } = this.#options;
+    switch (backend.type) {
+      case "open":
+        return backend.backend;
+      case "null":
+        return new NullCharBackend(id);
+      case "ringbuf":
+        return new RingCharBackend(backend.size, id);
+      case "stdio":
+        return this.#openTerminal(backend).channel(id);
+      case "pipe":
+        return openPipeChar(backend.path);
+      case "socket":
+        return openSocketChar({ ...backend, environment });
+      case "file": {
+        const { path, append, inputPath } = backend;
+        return openFileChar({ path, append, environment, ...(inputPath === undefined ? {} : { inputPath }) });
+      }
+    }
+  }
+
+  /** @throws ERR_VIRTKIT_RNG_OPEN when a file cannot be read, or is no device */
+  async openEntropy(options: EntropyOptions): Promise<EntropySource> {
+    return options.type === "builtin" ? createEntropySource() : openRandomDevice(options.path);
+  }
+
+  #openTerminal({ mux, signal }: StdioChardev): Terminal {
+    const { environment: _, ...streams } = this.#options;
+    this.#terminal = new Terminal({ ...streams, mux, signal });
+    return this.#terminal;
+  }
+
+  async #checkFormat(path: string): Promise<void> {
+    const format = await probeFormat(path);
+    if (format !== "raw") {
+      const raw = `${path.replace(/\.[^./]*$/, "")}.raw`;
+      throw new VirtkitError(
+        "ERR_VIRTKIT_IMAGE_FORMAT",
+        `file=${path} is a ${format} image, and only raw ones are supported; convert it: qemu-img convert -O raw ${path} ${raw}`,
+      );
+    }
+    const log = this.#options.environment.log;
+    log.log("warn", `${path}: no format was given, and it looks raw; say so with format=raw`);
+  }
+}
+
+/**
+ * Random bytes from a device such as /dev/urandom or /dev/hwrng. One that has none at the moment must not stop the machine: the rest
+ * comes from the operating system's generator, which is as good.
+ */
+function openRandomDevice(path: string): EntropySource {
+  const fallback = createEntropySource();
+  const open = (): number => openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  checkRandomDevice(path, open);
+  return {
+    name: path,
+    fill: (into) => {
+      const filled = readSome(open, into);
+      if (filled < into.length) fallback.fill(into.subarray(filled));
+    },
+  };
+}
+
+/** Reads what the device has; 0 when it cannot be read now. */
+function readSome(open: () => number, into: Uint8Array): number {
+  let filled = 0;
+  let fd: number | undefined;
+  try {
+    fd = open();
+    for (let read = -1; read !== 0 && filled < into.length; filled += read)
+      read = readSync(fd, into, filled, into.length - filled, null);
+  } catch {
+    // It has no more at the moment (EAGAIN), or it failed.
+  } finally {
+    if (fd !== undefined) closeSync(fd);
+  }
+  return filled;
+}
+
+function checkRandomDevice(path: string, open: () => number): void {
+  const wrong = (why: string, cause?: unknown) =>
+    new VirtkitError("ERR_VIRTKIT_RNG_OPEN", `filename=${path}: ${why}; give a device such as /dev/urandom`, { cause });
+  let fd: number;
+  try {
+    fd = open();
+  } catch (error) {
+    throw wrong(error instanceof Error ? error.message : String(error), error);
+  }
+  try {
+    if (!fstatSync(fd).isCharacterDevice()) throw wrong("it is no device");
+  } finally {
+    closeSync(fd);
+  }
+}
