@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { MemoryBlockBackend } from "../../backend/block/memory.ts";
 import type { DeviceCore } from "../../device/core.ts";
 import { VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO } from "../../spec/blk.ts";
 import {
@@ -154,7 +155,8 @@ test("queues of virtio-blk", OPTIONS, async () => {
 
 test("a drive that is read-only makes the device so", OPTIONS, async () => {
   assert.equal((await make("virtio-blk-pci", {})).core.offeredFeatures.has(VIRTIO_BLK_F_RO), false);
-  const { core } = await make("virtio-blk-pci", {}, { ...DISK, readOnly: true });
+  const backend = new MemoryBlockBackend({ capacity: 1 << 20 });
+  const { core } = await make("virtio-blk-pci", {}, { ...DISK, source: { backend }, readOnly: true });
   assert.equal(core.offeredFeatures.has(VIRTIO_BLK_F_RO), true);
 });
 
