@@ -1,4 +1,5 @@
 import type { GuestMemory } from "../memory/guest-memory.ts";
+import type { MemoryRegion } from "../memory/memory-region.ts";
 import { VIRTQ_CHAIN_MAX_BYTES, VIRTQ_DESC_SIZE } from "../spec/ring.ts";
 import type { ChainBatch } from "./chain-batch.ts";
 import { bufferAddressFault, chainBytesFault, indirectFault, orderFault } from "./fault.ts";
@@ -31,6 +32,11 @@ export class ChainWalker {
   #readableBytes = 0;
   #writableBytes = 0;
   #sawWritable = false;
+  /** The region that the last buffer was in: most are in the same one. */
+  #region = 0;
+  #base = 0.5;
+  #end = 0.5;
+  #canWrite = false;
   /** Where a table that is not aligned, or not in one region, is copied to. */
   #scratch: Uint32Array = new Uint32Array(0);
   readonly #memory: GuestMemory;
@@ -49,6 +55,7 @@ export class ChainWalker {
     this.#readableBytes = 0;
     this.#writableBytes = 0;
     this.#sawWritable = false;
+    this.#base = this.#end = 0.5;
   }
 
   /**
@@ -63,9 +70,12 @@ export class ChainWalker {
     if (write) this.#writableBytes += length;
     else this.#readableBytes += length;
     if (length === 0) return true;
-    const i = this.#memory.locate(address, length, write);
-    if (i < 0) return this.#split(address, length, write);
-    this.#segmentIn(i, address, length, write);
+    if (!(address >= this.#base && address + length <= this.#end && (this.#canWrite || !write))) {
+      const i = this.#memory.locate(address, length, write);
+      if (i < 0) return this.#split(address, length, write);
+      this.#enter(i);
+    }
+    this.#append(this.#region, address - this.#base, length, write);
     return true;
   }
 
@@ -117,20 +127,27 @@ export class ChainWalker {
       const bytes = memory.contiguous(address + done, length - done);
       const i = bytes === 0 ? -1 : memory.locate(address + done, bytes, write);
       if (i < 0) return this.stop(bufferAddressFault(address, length, write));
-      this.#segmentIn(i, address + done, bytes, write);
+      this.#enter(i);
+      this.#append(i, address + done - this.#base, bytes, write);
       done += bytes;
     }
     return true;
   }
 
-  #segmentIn(i: number, address: number, length: number, write: boolean): void {
+  #enter(i: number): void {
+    const region = this.#memory.regions[i] as MemoryRegion;
+    this.#region = i;
+    this.#base = region.base;
+    this.#end = region.end;
+    this.#canWrite = !region.readOnly;
+  }
+
+  #append(region: number, offset: number, length: number, write: boolean): void {
     const batch = this.#batch as ChainBatch;
     const s = this.#segment++;
-    // A segment's length is 32 bits wide; a descriptor's is too, so only a whole 4 GiB could not be said, and cannot occur.
     if (s >= batch.length.length) batch.grow();
-    const region = this.#memory.regions[i];
-    batch.region[s] = i;
-    batch.offset[s] = address - (region === undefined ? 0 : region.base);
+    batch.region[s] = region;
+    batch.offset[s] = offset;
     batch.length[s] = length;
     if (write) this.#writable++;
     else this.#readable++;

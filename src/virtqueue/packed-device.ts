@@ -98,9 +98,15 @@ export class PackedDeviceQueue implements DeviceQueue {
     const room = Math.min(max, batch.capacity - batch.count);
     const limit = room > 1 ? this.#look(room) : room;
     let count = 0;
+    // Where the first chain is not plain the others rarely are: Linux makes almost all of them indirect.
+    let plain = true;
     while (count < limit && batch.segments < BATCH_SEGMENTS) {
-      count += this.#takePlain(batch, limit - count);
-      if (count >= limit || batch.segments >= BATCH_SEGMENTS) break;
+      if (plain) {
+        const taken = this.#takePlain(batch, limit - count);
+        count += taken;
+        plain = taken > 0;
+        if (count >= limit || batch.segments >= BATCH_SEGMENTS) break;
+      }
       if (!this.#takeAny(batch)) break;
       count++;
     }

@@ -88,9 +88,15 @@ export class SplitDeviceQueue implements DeviceQueue {
     }
     const limit = Math.min(ahead, max, batch.capacity - batch.count);
     let count = 0;
+    // Where the first chain is not plain the others rarely are: Linux makes almost all of them indirect.
+    let plain = true;
     while (count < limit && batch.segments < BATCH_SEGMENTS) {
-      count += this.#takePlain(batch, limit - count);
-      if (count >= limit || batch.segments >= BATCH_SEGMENTS) break;
+      if (plain) {
+        const taken = this.#takePlain(batch, limit - count);
+        count += taken;
+        plain = taken > 0;
+        if (count >= limit || batch.segments >= BATCH_SEGMENTS) break;
+      }
       if (!this.#takeAny(batch)) break;
       count++;
     }
