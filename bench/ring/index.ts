@@ -1,5 +1,5 @@
 // `npm run bench -- ring --json`: both sides of a virtqueue in one thread, against a C program that does the same.
-import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { type ChildProcess, type SpawnOptions, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -65,7 +65,7 @@ async function measure(one: RingCase, peer: string): Promise<BenchRow> {
   };
 }
 
-const pipes = { stdio: ["pipe", "pipe", "inherit"] } as const satisfies object;
+const pipes: SpawnOptions = { stdio: ["pipe", "pipe", "inherit"] };
 
 /** A process that answers each line with the figure of one round. */
 class Side {
