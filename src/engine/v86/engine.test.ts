@@ -11,6 +11,8 @@ const SLOT = 4 << 3;
 const PM1_CONTROL = 0xb004;
 const SLEEP_ENABLE = 0x2000;
 const MARK = 0x400000;
+/** Part of the firmware that the monitor does without when no interrupt comes. */
+const FIRMWARE_PAGE = 0xf8000;
 
 test("ACPI S5 ends the run and says so; other sleep states do not", LIMIT, async () => {
   const monitor = await Monitor.create();
@@ -23,6 +25,7 @@ test("ACPI S5 ends the run and says so; other sleep states do not", LIMIT, async
   monitor.post("out16", PM1_CONTROL, SLEEP_ENABLE);
   await off;
   assert.equal(engine.state, "off");
+  assert.notEqual(monitor.peek(0x5000), 0, "the CPU stopped there");
   assert.throws(() => engine.start(), { code: "ERR_VIRTKIT_ENGINE_STATE" });
   await engine.destroy();
 });
@@ -221,6 +224,7 @@ test("a saved state goes on where it was, with functions plugged in anew", LIMIT
   monitor.engine.attach(device, SLOT);
   assert.throws(() => monitor.engine.saveState(), { code: "ERR_VIRTKIT_STATE", message: /unplug/ });
   monitor.engine.detach(device);
+  monitor.engine.memory.write(FIRMWARE_PAGE, new Uint8Array(4096));
   const state = monitor.engine.saveState();
   monitor.poke(MARK, 1);
   await monitor.engine.destroy();
@@ -228,6 +232,7 @@ test("a saved state goes on where it was, with functions plugged in anew", LIMIT
   const restored = await Monitor.create({ state });
   restored.engine.attach(device, SLOT);
   assert.equal(restored.peek(MARK), 0x600dcafe);
+  assert.equal(restored.peek(FIRMWARE_PAGE), 0, "the firmware is as it was, not fresh");
   await restored.start();
   assert.equal(await restored.run("read32", MARK), 0x600dcafe);
   assert.equal(await restored.config("in32", SLOT, 0), 0x10f01af4);

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { FakeFunction } from "./fake-function.test.support.ts";
 import { Monitor } from "./monitor.test.support.ts";
+import { defaultScheduler } from "./scheduler.ts";
 
 const LIMIT = { timeout: 20_000 };
 const SLOT = 4 << 3;
@@ -93,6 +94,9 @@ test("accesses that are not aligned arrive as bytes, and none leaves its BAR", L
   await monitor.run("out32", IO + 61, 0x44332211);
   assert.deepEqual(device.taken(), ["write 0+3d/1=11", "write 0+3e/1=22", "write 0+3f/1=33"]);
   assert.equal(await monitor.run("in32", IO + 62), 0xffff3322);
+  device.taken();
+  await monitor.run("read32", MEM32 + 1);
+  assert.deepEqual(device.taken(), ["read 1+1/1", "read 1+2/1", "read 1+3/1", "read 1+4/1"]);
   await monitor.engine.destroy();
 });
 
@@ -118,13 +122,17 @@ test("a BAR moves, stops decoding, and leaves nothing behind", LIMIT, async () =
   await monitor.engine.destroy();
 });
 
-test("a BAR put over RAM or over the board's ports leaves those as they are", LIMIT, async () => {
-  const { monitor } = await plugged();
+test("a BAR put over RAM, the VGA window or the board's ports leaves those as they are", LIMIT, async () => {
+  const { monitor, functions } = await plugged();
   await monitor.config("out32", SLOT, 0x14, 0x00200000);
   await monitor.config("out32", SLOT, 0x10, 0x0cc0);
   await monitor.run("write32", 0x00200000, 0x12345678);
   assert.equal(monitor.peek(0x00200000), 0x12345678);
   assert.equal(await monitor.config("in32", 0, 0), 0x12378086);
+  await monitor.config("out32", SLOT, 0x14, 0x000a0000);
+  functions[0]?.taken();
+  await monitor.run("write8", 0x000a0010, 1);
+  assert.deepEqual(functions[0]?.taken(), []);
   await monitor.engine.destroy();
 });
 
@@ -200,6 +208,47 @@ test("functions that share a line keep it up until the last lets go", LIMIT, asy
   await monitor.engine.destroy();
 });
 
+test("lines that are routed apart are raised apart", LIMIT, async () => {
+  const { monitor, functions } = await plugged(4, 5);
+  const [first, second] = functions as [FakeFunction, FakeFunction];
+  monitor.acknowledgeAt(MEM32 + 0x20);
+  first.host?.setIntx(true);
+  second.host?.setIntx(true);
+  await monitor.run("out8", 0xa0, 0x0a);
+  assert.equal((await monitor.run("in8", 0xa0)) & 0x0c, 0x0c, "interrupts 10 and 11 are both requested");
+  // Only the first is asked, so the second's line stays up and comes again and again.
+  monitor.post("spin", 0, 3);
+  await monitor.until(() => monitor.intxCount >= 3);
+  second.host?.setIntx(false);
+  await monitor.result();
+  assert.ok(first.taken().length >= 3);
+  await monitor.engine.destroy();
+});
+
+test("an interrupt cuts short the time-out of an idle guest", LIMIT, async () => {
+  const platform = defaultScheduler();
+  let asleep = false;
+  const monitor = await Monitor.create({
+    // Time-outs that never end: only being woken brings the guest back.
+    scheduler: {
+      ...platform,
+      after: () => {
+        asleep = true;
+        return platform.immediate(() => {});
+      },
+    },
+  });
+  const device = new FakeFunction("f");
+  monitor.engine.attach(device, SLOT);
+  await monitor.start();
+  monitor.post("halt");
+  await monitor.until(() => asleep);
+  device.host?.sendMsi(MSI, 0x41);
+  await monitor.result();
+  assert.equal(monitor.msiCount, 1);
+  await monitor.engine.destroy();
+});
+
 test("a message interrupt wakes a halted guest and interrupts a busy one", LIMIT, async () => {
   const { monitor, functions } = await plugged();
   const [device] = functions as [FakeFunction];
@@ -224,7 +273,7 @@ test("a message interrupt wakes a halted guest and interrupts a busy one", LIMIT
 test("reserved vectors and delivery modes are dropped; a message elsewhere is a store", LIMIT, async () => {
   const { monitor, functions } = await plugged();
   const [device] = functions as [FakeFunction];
-  for (const data of [0x00, 0x0f, 0xff, 0x441]) device.host?.sendMsi(MSI, data);
+  for (const data of [0x00, 0x0f, 0xff, 0x445]) device.host?.sendMsi(MSI, data);
   device.host?.sendMsi(0x9000, 0xcafef00d);
   device.host?.sendMsi(2 ** 40, 1);
   device.host?.sendMsi(MSI, 0x41);
