@@ -44,6 +44,8 @@ export interface PrepareGuestOptions {
   readonly refresh?: boolean;
   /** Another release of the machine's distribution to take the packages from, such as `bookworm`. */
   readonly suite?: string;
+  /** A folder laid out like /etc/apt to take sources and keyrings from. Default /etc/apt. */
+  readonly aptFolder?: string;
   readonly onProgress?: OnGuestProgress;
   /** Stops at once: tools are killed, unfinished files removed, nothing that was cached is lost. */
   readonly signal?: AbortSignal;
@@ -188,12 +190,13 @@ class Builder {
 
   /** Chooses and downloads the packages by the lists of now. */
   async fetchPackages(): Promise<readonly AptPackage[]> {
-    const { signal, onProgress, suite } = this.#options;
+    const { signal, onProgress, suite, aptFolder } = this.#options;
     const apt = await PrivateApt.create(join(this.#work, "apt"), {
       architecture: this.#arch,
       suite,
       signal,
       onProgress,
+      ...(aptFolder === undefined ? {} : { etc: aptFolder }),
     });
     await apt.update();
     this.#report("resolve", 0, 1);
