@@ -28,6 +28,7 @@ export class RawDevice {
   configChanges = 0;
   needsReset: string | undefined;
   readonly #nextDescriptor: number[] = [];
+  #tables = 0;
 
   /** Starts every queue of the device with `size` entries. */
   constructor(device: DeviceCore, features: FeatureSet, options: { size?: number; fixed?: boolean } = {}) {
@@ -70,11 +71,11 @@ export class RawDevice {
     const base = this.#nextDescriptor[queue] as number;
     const { size } = ring.place;
     if (indirect) {
-      const table = TABLES + base * 1024;
+      const table = TABLES + (this.#tables++ % 32) * 0x800;
       for (const [i, piece] of pieces.entries())
         writeSplitDescriptor(ring.view, table + i * 16, { ...piece, flags: flags(i), next: i + 1 });
       ring.writeDescriptor(base, { address: table, length: pieces.length * 16, flags: VIRTQ_DESC_F_INDIRECT });
-      this.#nextDescriptor[queue] = (base + 1) % Math.min(size, 32);
+      this.#nextDescriptor[queue] = (base + 1) % size;
     } else {
       for (const [i, piece] of pieces.entries())
         ring.writeDescriptor((base + i) % size, { ...piece, flags: flags(i), next: (base + i + 1) % size });
