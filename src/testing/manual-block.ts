@@ -105,6 +105,11 @@ export class ManualBlockBackend implements BlockBackend {
     this.#sink?.complete(request.slot, request.generation, this.#result);
   }
 
+  /** Completes a slot against the rules: one that is not in flight, or with another generation. */
+  stray(slot: number, generation: number): void {
+    this.#sink?.complete(slot, generation, BLOCK_OK);
+  }
+
   completed(): void {
     this.#sink?.completed();
   }

@@ -25,6 +25,8 @@ export class RawDevice {
   readonly rings: RawSplitRing[] = [];
   /** Queues that the device sent used buffer notifications for. */
   readonly notified: number[] = [];
+  /** Called at each of them. */
+  onNotify: ((index: number) => void) | undefined;
   configChanges = 0;
   needsReset: string | undefined;
   readonly #nextDescriptor: number[] = [];
@@ -44,7 +46,10 @@ export class RawDevice {
     );
     device.attach({
       memory: this.memory,
-      notifyQueue: (index) => this.notified.push(index),
+      notifyQueue: (index) => {
+        this.notified.push(index);
+        this.onNotify?.(index);
+      },
       notifyConfig: () => this.configChanges++,
       notifyNeedsReset: (reason) => {
         this.needsReset = reason;
