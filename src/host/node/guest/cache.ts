@@ -141,6 +141,10 @@ const tryLock = (path: string): Promise<HeldLock | "held" | "unsupported"> =>
 /** Waits until the holder of the lock lets go of it or ends, which closes the connection. */
 const waitForHolder = (path: string, signal: AbortSignal | undefined): Promise<void> =>
   new Promise((done, fail) => {
+    if (signal?.aborted) {
+      fail(abortError(signal));
+      return;
+    }
     const socket = connect(path);
     const stop = (): void => {
       socket.destroy();

@@ -16,8 +16,9 @@ const count = (value: number, unit: GuestProgress["unit"]): string =>
  * Shows progress on a stream: a bar on a terminal, elsewhere one line when a stage begins. Nothing is written before
  * the first report, so a guest that is cached costs no output.
  */
-export const progressRenderer = (stream: NodeJS.WriteStream = process.stderr): ProgressRenderer =>
-  stream.isTTY ? barRenderer(stream) : lineRenderer(stream);
+export const progressRenderer = (
+  stream: NodeJS.WritableStream & { readonly isTTY?: boolean } = process.stderr,
+): ProgressRenderer => (stream.isTTY ? barRenderer(stream) : lineRenderer(stream));
 
 const lineRenderer = (stream: NodeJS.WritableStream): ProgressRenderer => {
   let current: GuestStage | undefined;
@@ -31,7 +32,7 @@ const lineRenderer = (stream: NodeJS.WritableStream): ProgressRenderer => {
   };
 };
 
-const barRenderer = (stream: NodeJS.WriteStream): ProgressRenderer => {
+const barRenderer = (stream: NodeJS.WritableStream): ProgressRenderer => {
   let bar: SingleBar | undefined;
   let current: GuestStage | undefined;
   const stop = (): void => {

@@ -1,0 +1,67 @@
+/** Longest line of init's that is kept; what is longer is not one of its lines. */
+const LINE_MAX = 1024;
+/** Text kept for a message when the guest never answers. */
+const TAIL_MAX = 2048;
+const PREFIX = "virtkit: ";
+
+/** What init says on the serial line (docs/guest-agent.md). */
+export interface DialogueListener {
+  /** Init waits for its orders: no device of ours is needed so far. */
+  ready(): void;
+  /** Shell and agent are there. From here on the line is the guest's own. */
+  up(): void;
+  /** "warning: ..." and "error: ..." of init. */
+  said(line: string): void;
+}
+
+/**
+ * Listens on the first serial line for init of a prepared guest, from power-on until it says `up`. What passes meanwhile is
+ * the kernel's and init's talk and not meant for whoever is connected to the line.
+ */
+export class GuestDialogue {
+  readonly #listener: DialogueListener;
+  #line = "";
+  #tail = "";
+  #open = false;
+
+  constructor(listener: DialogueListener) {
+    this.#listener = listener;
+  }
+
+  /** The last text of the boot, for messages. */
+  get tail(): string {
+    return this.#tail;
+  }
+
+  /** The machine was reset: the dialogue begins again. */
+  restart(): void {
+    this.#open = false;
+    this.#line = "";
+  }
+
+  /** Takes bytes of the line; returns the part that belongs to the guest's user. */
+  filter(bytes: Uint8Array): Uint8Array {
+    for (let i = 0; i < bytes.length; i++) {
+      if (this.#open) return bytes.subarray(i);
+      const byte = bytes[i] as number;
+      this.#tail = (this.#tail + String.fromCharCode(byte)).slice(-TAIL_MAX);
+      if (byte !== 0x0a) this.#line = this.#line.length < LINE_MAX ? this.#line + String.fromCharCode(byte) : "";
+      else this.#endLine();
+    }
+    return bytes.subarray(bytes.length);
+  }
+
+  #endLine(): void {
+    const line = this.#line.trimEnd();
+    this.#line = "";
+    // A kernel message may stand in front of it on the same line.
+    const start = line.lastIndexOf(PREFIX);
+    if (start < 0) return;
+    const said = line.slice(start + PREFIX.length);
+    if (said === "ready") this.#listener.ready();
+    else if (said === "up") {
+      this.#open = true;
+      this.#listener.up();
+    } else this.#listener.said(said);
+  }
+}

@@ -1,0 +1,28 @@
+import type { MachineDescription } from "./description.ts";
+
+export interface OrdersFor {
+  readonly description: MachineDescription;
+  /** The agent's ports are there. */
+  readonly agent: boolean;
+  /** A disk for init to mount, "vda:/root"; undefined for none. */
+  readonly data: string | undefined;
+  /** Milliseconds since 1970. */
+  readonly now: number;
+}
+
+/**
+ * The line that a prepared guest's init waits for (docs/guest-agent.md): look for devices, wait until those of this machine are
+ * there, and give the user a shell on the virtio console if there is one, else on the first serial port.
+ */
+export function orders({ description, agent, data, now }: OrdersFor): string {
+  const { devices, drives, serials } = description;
+  const named = (name: string): number => devices.filter(({ driver }) => driver.startsWith(name)).length;
+  const disks = named("virtio-blk") + drives.filter((drive) => drive.interface === "virtio").length;
+  const words = ["go", "rescan", `time=${Math.floor(now / 1000)}`];
+  for (let i = 0; i < Math.min(disks, 26); i++) words.push(`wait=vd${String.fromCharCode(0x61 + i)}`);
+  if (agent) words.push("exec");
+  if (data !== undefined) words.push(`data=${data}`);
+  if (named("virtconsole") > 0) words.push("shell=hvc0");
+  else if (serials[0]?.chardev !== undefined) words.push("shell=ttyS0");
+  return words.join(" ");
+}

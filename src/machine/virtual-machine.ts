@@ -1,0 +1,351 @@
+import type { Environment } from "../common/environment.ts";
+import { VirtkitError } from "../common/error.ts";
+import { Events } from "../common/events.ts";
+import { type LinuxBoot, V86Engine } from "../engine/v86/index.ts";
+import type { BackendFactory } from "./backend-factory.ts";
+import { DeferredSlots } from "./deferred-slots.ts";
+import type { MachineDescription } from "./description.ts";
+import { withAgentPorts } from "./guest-agent/devices.ts";
+import { type ExecOptions, type ExecResult, GuestAgentClient } from "./guest-agent/index.ts";
+import { GuestDialogue } from "./guest-dialogue.ts";
+import { buildMachine, type Machine } from "./machine-builder.ts";
+import type { TypeRegistry } from "./object-model/registry.ts";
+import { orders } from "./orders.ts";
+import { SerialPort } from "./serial-port.ts";
+
+/** How a machine gets from power-on to its devices. */
+export type MachineBoot =
+  /** A guest of ours: its init answers on the serial line, and a saved state may stand in for its boot. */
+  | {
+      readonly from: "guest";
+      /** Asked for at power-on; with a saved state not before the first reset. */
+      readonly linux: () => Promise<LinuxBoot>;
+      readonly loadState: () => Promise<Uint8Array | undefined>;
+      readonly saveState: (state: Uint8Array) => Promise<void>;
+      /** Where init mounts a disk: "vda:/root". */
+      readonly data: string | undefined;
+    }
+  /** Somebody else's kernel: it finds the devices as it boots. */
+  | { readonly from: "kernel"; readonly linux: () => Promise<LinuxBoot> }
+  /** The firmware boots from a disk. */
+  | { readonly from: "disk" };
+
+/** Everything that a machine is made of, all of it handed in. */
+export interface MachineParts {
+  readonly description: MachineDescription;
+  readonly boot: MachineBoot;
+  readonly bios: Uint8Array;
+  readonly vgaBios: Uint8Array;
+  readonly wasm: Uint8Array;
+  readonly registry: TypeRegistry;
+  readonly backends: BackendFactory;
+  readonly environment: Environment;
+  /** Adds the ports over which {@link VirtualMachine.exec} runs commands. */
+  readonly agent: boolean;
+  /** A guest that reboots ends the machine. */
+  readonly noReboot: boolean;
+}
+
+/** Why a machine ended. */
+export type MachineEnd = "poweroff" | "reset" | "stopped" | "fault";
+
+/** Events by name, with what each carries. */
+export interface MachineEvents {
+  /** The guest's shell or agent is there (a prepared guest), or its kernel started (any other). */
+  up: [];
+  /** Bytes on COM1 (0) .. COM4 (3), boot messages included. */
+  serial: [port: number, bytes: Uint8Array];
+  /** The guest reboots. */
+  reset: [];
+  /** The machine ended; `error` with "fault". */
+  end: [reason: MachineEnd, error: Error | undefined];
+}
+
+/** Milliseconds that a prepared guest may take from power-on until its init answers. An emulator on a busy host is slow. */
+const BOOT_LIMIT = 240_000;
+/** From there until shell and agent are up; init itself waits 20 s for a device that does not come. */
+const UP_LIMIT = 60_000;
+/** Milliseconds that a guest may take to switch itself off. */
+const POWEROFF_LIMIT = 15_000;
+const FIRST_PORT = 0;
+
+/**
+ * A PC with VirtIO devices, from `start` to its end. `createMachine` makes one.
+ *
+ * It ends when the guest switches itself off, with {@link stop} or {@link kill}, or through a fault; then its images are flushed
+ * and closed. A machine that ended is not started again.
+ */
+export class VirtualMachine {
+  readonly #parts: MachineParts;
+  readonly #events = new Events<MachineEvents>();
+  readonly #agent: GuestAgentClient | undefined;
+  readonly #dialogue: GuestDialogue | undefined;
+  #serials: (SerialPort | undefined)[] = [];
+  #engine: V86Engine | undefined;
+  #machine: Machine | undefined;
+  #started = false;
+  #end: MachineEnd | undefined;
+  #closing: Promise<void> | undefined;
+  /** Settles {@link start} early when the machine ends meanwhile. */
+  #interrupt: (error: Error) => void = () => {};
+  #readySignal: (() => void) | undefined;
+  readonly #ended: Promise<MachineEnd>;
+  #resolveEnded: (end: MachineEnd) => void = () => {};
+
+  constructor(parts: MachineParts) {
+    this.#parts = parts;
+    this.#agent = parts.agent ? new GuestAgentClient() : undefined;
+    this.#dialogue =
+      parts.boot.from === "guest"
+        ? new GuestDialogue({
+            ready: () => this.#initReady(),
+            up: () => this.#events.emit("up"),
+            said: (line) => parts.environment.log.log("warn", `guest: ${line}`),
+          })
+        : undefined;
+    this.#ended = new Promise((resolve) => {
+      this.#resolveEnded = resolve;
+    });
+  }
+
+  /** Adds a listener; returns what removes it. */
+  on<Name extends keyof MachineEvents>(name: Name, listener: (...values: MachineEvents[Name]) => void): () => void {
+    return this.#events.on(name, listener);
+  }
+
+  /** Resolves when the machine has ended and its images are closed. */
+  get ended(): Promise<MachineEnd> {
+    return this.#ended;
+  }
+
+  get isRunning(): boolean {
+    return this.#started && this.#end === undefined;
+  }
+
+  /** The devices, their buses and back ends; undefined before {@link start}. */
+  get devices(): Machine | undefined {
+    return this.#machine;
+  }
+
+  /**
+   * Opens the images, builds the devices and boots. Resolves when a prepared guest's shell or agent is up, or another kernel
+   * was started. On failure everything is closed again.
+   * @throws UsageError for a wrong option; ERR_VIRTKIT_GUEST_BOOT when a guest does not come up
+   */
+  async start(): Promise<void> {
+    if (this.#started) throw new VirtkitError("ERR_VIRTKIT_MACHINE_STATE", "the machine was started already");
+    this.#started = true;
+    const interrupted = new Promise<never>((_, reject) => {
+      this.#interrupt = reject;
+    });
+    interrupted.catch(() => {});
+    try {
+      await Promise.race([this.#bringUp(), interrupted]);
+    } catch (error) {
+      await this.#finish("fault", error instanceof Error ? error : new Error(String(error)));
+      throw error;
+    } finally {
+      this.#interrupt = () => {};
+    }
+  }
+
+  /**
+   * Runs a command in the guest: a line for its shell, or a program with arguments. Commands run one at a time.
+   * @throws ERR_VIRTKIT_MACHINE_STATE when the machine does not run, and what {@link GuestAgentClient.exec} throws
+   */
+  async exec(command: string | readonly string[], options: ExecOptions = {}): Promise<ExecResult> {
+    if (this.#agent === undefined)
+      throw new VirtkitError("ERR_VIRTKIT_AGENT", "the machine was made without an agent; leave out agent: false");
+    if (!this.isRunning)
+      throw new VirtkitError("ERR_VIRTKIT_MACHINE_STATE", "the machine does not run; call start() first");
+    await this.#agent.ready(UP_LIMIT);
+    return this.#agent.exec(command, options);
+  }
+
+  /** A file of the guest's. @throws ERR_VIRTKIT_GUEST_FILE when it cannot be read, with what the guest said */
+  async readFile(path: string): Promise<Uint8Array> {
+    const { status, stdout, stderr } = await this.exec(["cat", "--", path]);
+    if (status !== 0) throw guestFileError(path, "read", stderr);
+    return stdout;
+  }
+
+  /** Writes a file in the guest, in place of what was there. @throws ERR_VIRTKIT_GUEST_FILE */
+  async writeFile(path: string, data: string | Uint8Array): Promise<void> {
+    const { status, stderr } = await this.exec(["sh", "-c", 'cat >"$1"', "sh", path], { stdin: data });
+    if (status !== 0) throw guestFileError(path, "written", stderr);
+  }
+
+  /** Input for COM1 (0) .. COM4 (3), as if typed. */
+  sendSerial(port: number, bytes: Uint8Array): void {
+    this.#engine?.sendSerial(port, bytes);
+  }
+
+  /**
+   * Ends the machine in order: a guest with an agent switches itself off, so that its file systems are unmounted; else, and
+   * when that takes too long, the power goes. Resolves when all is closed.
+   */
+  async stop(): Promise<void> {
+    if (this.isRunning && this.#agent?.isReady === true && this.#engine?.state === "running") {
+      const patience = new Promise<void>((resolve) => {
+        const cancel = this.#parts.environment.after(POWEROFF_LIMIT, resolve);
+        void this.#ended.then(cancel);
+      });
+      // The agent goes down with the guest, so the command never ends in order.
+      this.#agent.exec("/sbin/virtkit-off").catch(() => {});
+      await Promise.race([this.#ended, patience]);
+    }
+    await this.kill();
+  }
+
+  /** Cuts the power: the guest is not asked. Resolves when all is flushed and closed. */
+  async kill(): Promise<void> {
+    await this.#finish("stopped");
+  }
+
+  async #bringUp(): Promise<void> {
+    const { boot } = this.#parts;
+    const state = boot.from === "guest" ? await boot.loadState() : undefined;
+    const engine = await this.#createEngine(state);
+    const slots = new DeferredSlots(engine);
+    await this.#build(engine, slots);
+    if (boot.from !== "guest") {
+      slots.plugIn();
+      engine.start();
+      this.#events.emit("up");
+      return;
+    }
+    if (state === undefined) await this.#bootToInit(engine, boot.saveState);
+    slots.plugIn();
+    const up = this.#once("up", UP_LIMIT, "its init answers, but shell and agent did not come up");
+    engine.start();
+    this.#sendOrders();
+    await up;
+  }
+
+  async #createEngine(state: Uint8Array | undefined): Promise<V86Engine> {
+    const { description, boot, bios, vgaBios, wasm, noReboot } = this.#parts;
+    const engine = await V86Engine.create({
+      memorySize: description.memory,
+      bios,
+      vgaBios,
+      wasm,
+      serialPorts: Math.max(1, description.serials.length),
+      ...(boot.from === "disk" ? {} : { boot: boot.linux }),
+      ...(state === undefined ? {} : { state }),
+    });
+    if (this.#end !== undefined) {
+      await engine.destroy();
+      throw new VirtkitError("ERR_VIRTKIT_STOPPED", "the machine was stopped while it started");
+    }
+    this.#engine = engine;
+    engine.on("serial", (port, bytes) => this.#received(port, bytes));
+    engine.on("poweroff", () => void this.#finish("poweroff"));
+    engine.on("fault", (error) => void this.#finish("fault", error));
+    engine.on("reset", () => {
+      this.#dialogue?.restart();
+      this.#events.emit("reset");
+      if (noReboot) void this.#finish("reset");
+    });
+    return engine;
+  }
+
+  async #build(engine: V86Engine, slots: DeferredSlots): Promise<void> {
+    const { description, registry, environment, backends } = this.#parts;
+    const whole = this.#agent === undefined ? description : withAgentPorts(description, this.#agent.ports);
+    const machine = await buildMachine(whole, { registry, environment, memory: engine.memory, pci: slots, backends });
+    if (this.#end !== undefined) {
+      await machine.close();
+      throw new VirtkitError("ERR_VIRTKIT_STOPPED", "the machine was stopped while it started");
+    }
+    this.#machine = machine;
+    this.#serials = machine.serials.map((chardev, port) =>
+      chardev === undefined ? undefined : new SerialPort(chardev.backend, (bytes) => engine.sendSerial(port, bytes)),
+    );
+  }
+
+  /** Boots the kernel up to the point where init waits, and keeps that for the next time. */
+  async #bootToInit(engine: V86Engine, save: (state: Uint8Array) => Promise<void>): Promise<void> {
+    const { environment } = this.#parts;
+    const ready = new Promise<void>((resolve, reject) => {
+      const cancel = environment.after(BOOT_LIMIT, () => reject(this.#bootError("its init did not answer")));
+      this.#readySignal = () => {
+        cancel();
+        resolve();
+      };
+    });
+    engine.start();
+    await ready;
+    engine.stop();
+    const state = engine.saveState();
+    await save(state).catch((error: unknown) =>
+      environment.log.log("warn", `the saved state could not be kept, so the next start boots again: ${String(error)}`),
+    );
+  }
+
+  #initReady(): void {
+    const signal = this.#readySignal;
+    this.#readySignal = undefined;
+    if (signal !== undefined) signal();
+    // After a reboot init asks again.
+    else this.#sendOrders();
+  }
+
+  #sendOrders(): void {
+    const { description, boot } = this.#parts;
+    const data = boot.from === "guest" ? boot.data : undefined;
+    const words = orders({ description, agent: this.#agent !== undefined, data, now: Date.now() });
+    this.#engine?.sendSerial(FIRST_PORT, new TextEncoder().encode(`${words}\n`));
+  }
+
+  #received(port: number, bytes: Uint8Array): void {
+    this.#events.emit("serial", port, bytes);
+    const mine = port === FIRST_PORT && this.#dialogue !== undefined ? this.#dialogue.filter(bytes) : bytes;
+    if (mine.length > 0) this.#serials[port]?.transmit(mine);
+  }
+
+  #once(name: "up", limit: number, problem: string): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const cancel = this.#parts.environment.after(limit, () => reject(this.#bootError(problem)));
+      const off = this.on(name, () => {
+        cancel();
+        off();
+        resolve();
+      });
+    });
+  }
+
+  #bootError(problem: string): VirtkitError {
+    const tail = this.#dialogue?.tail.trim() ?? "";
+    const said = tail === "" ? "It said nothing." : `Its last words:\n${tail}`;
+    return new VirtkitError("ERR_VIRTKIT_GUEST_BOOT", `the guest did not come up: ${problem}. ${said}`);
+  }
+
+  /** Ends the machine once; every way out comes here. */
+  #finish(reason: MachineEnd, error?: Error): Promise<void> {
+    this.#closing ??= this.#close(reason, error);
+    return this.#closing;
+  }
+
+  async #close(reason: MachineEnd, error: Error | undefined): Promise<void> {
+    this.#end = reason;
+    this.#engine?.stop();
+    this.#agent?.close();
+    this.#interrupt(error ?? new VirtkitError("ERR_VIRTKIT_STOPPED", "the machine ended while it started"));
+    try {
+      await this.#machine?.close();
+    } catch (cause) {
+      this.#parts.environment.log.log(
+        "error",
+        `while closing: ${cause instanceof Error ? cause.message : String(cause)}`,
+      );
+    }
+    await this.#engine?.destroy();
+    this.#events.emit("end", reason, error);
+    this.#resolveEnded(reason);
+  }
+}
+
+function guestFileError(path: string, verb: string, stderr: Uint8Array): VirtkitError {
+  const said = new TextDecoder().decode(stderr).trim();
+  return new VirtkitError("ERR_VIRTKIT_GUEST_FILE", `${path} could not be ${verb} in the guest: ${said}`);
+}
