@@ -1,13 +1,123 @@
+import type { Readable, Writable } from "node:stream";
+import type { Environment } from "../../common/environment.ts";
 import { VirtkitError } from "../../common/error.ts";
-import { checkDescription } from "../../machine/machine-builder.ts";
-import { createTypeRegistry } from "../../machine/types.ts";
-import type { RunOptions } from "../options/run-options.ts";
+import { NodeBackends } from "../../host/node/backend-factory.ts";
+import { createEnvironment, createLogger } from "../../host/node/environment.ts";
+import { progressRenderer } from "../../host/node/guest/index.ts";
+import type { VirtualMachine } from "../../machine/virtual-machine.ts";
+import { assembleMachine } from "../../node/create-machine.ts";
+import { connectTerminal } from "../console-size.ts";
+import type { ExecOptions, RunOptions } from "../options/run-options.ts";
+import { Session } from "../session.ts";
+
+/** A command that ran out of time, as timeout(1) has it. */
+const EXIT_TIMEOUT = 124;
 
 /** `virtkit run`: runs the machine until it ends. Returns the status to exit with. */
 export async function runCommand(options: RunOptions): Promise<number> {
-  checkDescription(options.machine, createTypeRegistry());
-  throw new VirtkitError(
-    "ERR_VIRTKIT_UNFINISHED",
-    "virtkit run: the options are right, but machines cannot be run yet",
-  );
+  const quiet = options.exec !== undefined;
+  const environment = createEnvironment(createLogger("warn"));
+  if (!quiet) for (const warning of options.warnings) environment.log.log("warn", warning);
+  return runMachine(options, environment);
+}
+
+/** {@link RunOptions} and what only `start` asks for. */
+export interface SessionOptions extends RunOptions {
+  /** Where the guest's init mounts a disk, "vda:/root". */
+  readonly data?: string;
+  /** With an agent the guest is switched off in order when the user quits. */
+  readonly agent?: boolean;
+}
+
+/** Makes and runs a machine for the user of a terminal. Returns the status to exit with. */
+export async function runMachine(options: SessionOptions, environment: Environment): Promise<number> {
+  const session = new Session();
+  const progress = progressRenderer();
+  const backends = new NodeBackends({
+    environment,
+    onQuit: () => session.quit(),
+    onInterrupt: () => process.kill(process.pid, "SIGINT"),
+  });
+  try {
+    const machine = await assembleMachine({
+      description: options.machine,
+      source: options.boot,
+      agent: options.exec !== undefined || options.agent === true,
+      noReboot: options.noReboot,
+      bios: options.bios,
+      cacheDir: options.cache,
+      useSavedState: options.useSavedState,
+      ...(options.data === undefined ? {} : { data: options.data }),
+      onProgress: progress.onProgress,
+      signal: session.signal,
+      environment,
+      backends,
+    });
+    progress.finish();
+    session.adopt(machine);
+    return await run(machine, options, session, backends);
+  } catch (error) {
+    if (session.isEnding) return session.status ?? 0;
+    throw error;
+  } finally {
+    progress.finish();
+    session.close();
+  }
+}
+
+async function run(
+  machine: VirtualMachine,
+  options: RunOptions,
+  session: Session,
+  backends: NodeBackends,
+): Promise<number> {
+  let fault: Error | undefined;
+  machine.on("end", (_reason, error) => {
+    fault = error;
+  });
+  await machine.start();
+  const { terminal } = backends;
+  if (terminal !== undefined && machine.devices !== undefined) connectTerminal(terminal, machine.devices);
+  if (options.exec !== undefined) {
+    const status = await execute(machine, options.exec, session.signal);
+    await machine.stop();
+    return session.status ?? status;
+  }
+  await machine.ended;
+  if (fault !== undefined) throw fault;
+  return session.status ?? 0;
+}
+
+/** Runs one command with our own standard input, output and error. */
+async function execute(machine: VirtualMachine, exec: ExecOptions, signal: AbortSignal): Promise<number> {
+  const { stdin, stdout, stderr } = process;
+  try {
+    const { status } = await machine.exec(exec.command, {
+      ...(stdin.isTTY === true ? {} : { stdin: stdin as AsyncIterable<Uint8Array> & Readable }),
+      ...(exec.timeout === undefined ? {} : { timeout: exec.timeout }),
+      onStdout: (bytes) => write(stdout, bytes),
+      onStderr: (bytes) => write(stderr, bytes),
+      signal,
+    });
+    return status;
+  } catch (error) {
+    if (!(error instanceof VirtkitError) || error.code !== "ERR_VIRTKIT_EXEC_TIMEOUT") throw error;
+    stderr.write(`virtkit: ${error.message}\n`);
+    return EXIT_TIMEOUT;
+  } finally {
+    // Node keeps the program alive while a pipe is read.
+    if (stdin.isTTY !== true) stdin.destroy();
+  }
+}
+
+/** Resolves when the stream can take more, so that a slow reader holds the guest back. A reader that is gone takes everything. */
+function write(stream: Writable, bytes: Uint8Array): Promise<void> | undefined {
+  if (stream.destroyed || stream.write(bytes)) return undefined;
+  return new Promise((resolve) => {
+    const done = (): void => {
+      stream.off("drain", done).off("close", done).off("error", done);
+      resolve();
+    };
+    stream.on("drain", done).on("close", done).on("error", done);
+  });
 }

@@ -1,5 +1,6 @@
 import type { DeviceOptions, MachineDescription, ObjectOptions } from "../../machine/description.ts";
 import { blame, UsageError } from "../../machine/usage-error.ts";
+import type { BootSource } from "../../node/boot.ts";
 import { parseChardev } from "./chardev.ts";
 import { type HelpTopic, type Parsed, parseDevice, parseObject } from "./device.ts";
 import { parseDrives } from "./drives.ts";
@@ -16,12 +17,6 @@ import {
 } from "./machine-keys.ts";
 import type { RawOptions } from "./raw-options.ts";
 import { parseSerials } from "./serials.ts";
-
-/** Where the guest's kernel comes from: the prepared guest, -kernel, or a disk. */
-export type BootSource =
-  | { readonly from: "guest"; readonly append: string | undefined }
-  | { readonly from: "kernel"; readonly kernel: string; readonly initrd: string | undefined; readonly append: string }
-  | { readonly from: "disk" };
 
 /** A command for the guest. */
 export interface ExecOptions {

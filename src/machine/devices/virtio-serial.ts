@@ -131,6 +131,14 @@ function registerPorts(registry: TypeRegistry): void {
   registry.register({ name: "virtconsole", parent: "virtserialport", userCreatable: true });
 }
 
+/** The console devices among these, and those below them. */
+export function consoleDevices(devices: readonly DeviceObject[]): ConsoleDevice[] {
+  return devices.flatMap((device) => [
+    ...(device instanceof VirtioSerialObject ? [device.console] : []),
+    ...device.childBuses.flatMap((bus) => consoleDevices(bus.devices)),
+  ]);
+}
+
 export function registerVirtioSerial(registry: TypeRegistry): void {
   registerPorts(registry);
   registry.register<VirtioSerialObject>({
@@ -149,6 +157,8 @@ export function registerVirtioSerial(registry: TypeRegistry): void {
         ringFeatures: device.ringFeatures,
         maxPorts: device.get(MAX_PORTS),
         emergencyWrite: device.get(EMERGENCY_WRITE),
+        // Linux before 6.15 takes the fields the other way round than the standard has them, and all guests of v86 are older.
+        resizeOrder: "rows-cols",
       });
       device.addBus(SERIAL_BUS, device.face.id === undefined ? undefined : `${device.face.id}.0`);
     },

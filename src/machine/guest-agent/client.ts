@@ -263,7 +263,7 @@ export class GuestAgentClient {
     handler: OutputHandler | undefined,
     bytes: Uint8Array,
   ): void {
-    if (job.isSettled || job.isKilled) return;
+    if (job.isSettled) return;
     const own = bytes.slice();
     if (!handler) {
       job.gathered += own.length;

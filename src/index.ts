@@ -1,0 +1,6 @@
+export { type Environment, type Logger, SILENT } from "./common/environment.ts";
+export { VirtkitError } from "./common/error.ts";
+export type { ExecOptions, ExecResult } from "./machine/guest-agent/index.ts";
+export { UsageError } from "./machine/usage-error.ts";
+export type { MachineEnd, MachineEvents, VirtualMachine } from "./machine/virtual-machine.ts";
+export { createMachine, type DeviceSettings, type DriveSettings, type MachineOptions } from "./node/create-machine.ts";

@@ -1,0 +1,191 @@
+import type { BlockBackend } from "../backend/block/types.ts";
+import type { Environment } from "../common/environment.ts";
+import { VirtkitError } from "../common/error.ts";
+import { readV86Wasm } from "../engine/v86/wasm-file.ts";
+import { NodeBackends } from "../host/node/backend-factory.ts";
+import { createEnvironment, createLogger } from "../host/node/environment.ts";
+import type { OnGuestProgress } from "../host/node/guest/index.ts";
+import { cacheOf, type DeviceOptions, type DriveOptions, type MachineDescription } from "../machine/description.ts";
+import { checkDescription } from "../machine/machine-builder.ts";
+import type { TypeRegistry } from "../machine/object-model/registry.ts";
+import { createTypeRegistry } from "../machine/types.ts";
+import { VirtualMachine } from "../machine/virtual-machine.ts";
+import { type BootSource, prepareBoot } from "./boot.ts";
+
+/** A disk: an image file, or a back end of the program's own. */
+export type DriveSettings = (
+  | { readonly file: string; readonly backend?: undefined }
+  | { readonly backend: BlockBackend; readonly file?: undefined }
+) & {
+  /** Default "drive0", "drive1", ... */
+  readonly id?: string;
+  readonly readOnly?: boolean;
+  /** "virtio" (default) plugs it in as the next virtio-blk-pci; "none" leaves that to `devices`. */
+  readonly interface?: "virtio" | "none";
+};
+
+/** A device by its type's name, with properties as in `-device NAME,help`. */
+export type DeviceSettings =
+  | string
+  | ({ readonly driver: string; readonly id?: string; readonly bus?: string } & Readonly<
+      Record<string, string | number | boolean | undefined>
+    >);
+
+export interface MachineOptions {
+  /** Bytes, or a number with K, M or G: "256M". Default "256M". */
+  readonly memory?: number | string;
+  /** Image files (raw), or more about them. The guest finds them as /dev/vda, /dev/vdb, ... */
+  readonly drives?: readonly (string | DriveSettings)[];
+  readonly devices?: readonly DeviceSettings[];
+  /** A Linux bzImage of one's own; without it the prepared guest boots. */
+  readonly kernel?: string;
+  readonly initrd?: string;
+  /** Kernel command line; for the prepared guest it is added to ours. */
+  readonly append?: string;
+  /** Firmware file in place of SeaBIOS. */
+  readonly bios?: string;
+  /** Carries commands: exec, readFile, writeFile. Default true for the prepared guest, else false. */
+  readonly agent?: boolean;
+  /** A guest that reboots ends the machine. Default false. */
+  readonly noReboot?: boolean;
+  /** Where prepared guests and saved states are kept. */
+  readonly cacheDir?: string;
+  /** Restore a saved state instead of booting, and keep one. Default true. */
+  readonly savedState?: boolean;
+  /** Told of the preparation of a guest that is not cached yet. */
+  readonly onProgress?: OnGuestProgress;
+  /** Stops the preparation of a guest. */
+  readonly signal?: AbortSignal;
+  /** Types of devices; default all that virtkit has. */
+  readonly registry?: TypeRegistry;
+  /** Clock, event loop and log; the default logs warnings to standard error. */
+  readonly environment?: Environment;
+}
+
+const DEFAULT_MEMORY = "256M";
+const UNITS: Readonly<Record<string, number>> = { "": 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 };
+
+/**
+ * Makes a machine in this process; `start()` boots it. A guest that is not cached yet is prepared first, which takes
+ * a download.
+ * @throws UsageError (code ERR_VIRTKIT_USAGE) for wrong options; what preparing a guest throws
+ */
+export async function createMachine(options: MachineOptions = {}): Promise<VirtualMachine> {
+  const source: BootSource =
+    options.kernel === undefined
+      ? { from: "guest", append: options.append }
+      : { from: "kernel", kernel: options.kernel, initrd: options.initrd, append: options.append ?? "" };
+  return assembleMachine({
+    description: describe(options),
+    source,
+    agent: options.agent ?? source.from === "guest",
+    noReboot: options.noReboot ?? false,
+    bios: options.bios,
+    cacheDir: options.cacheDir,
+    useSavedState: options.savedState ?? true,
+    onProgress: options.onProgress,
+    signal: options.signal,
+    registry: options.registry,
+    environment: options.environment ?? createEnvironment(createLogger("warn")),
+  });
+}
+
+/** What {@link createMachine} and the command line have in common. */
+export interface AssembleOptions {
+  readonly description: MachineDescription;
+  readonly source: BootSource;
+  readonly agent: boolean;
+  readonly noReboot: boolean;
+  readonly bios: string | undefined;
+  readonly cacheDir: string | undefined;
+  readonly useSavedState: boolean;
+  readonly onProgress?: OnGuestProgress | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly registry?: TypeRegistry | undefined;
+  readonly environment: Environment;
+  /** Where the guest's init mounts a disk, "vda:/root". */
+  readonly data?: string;
+  /** Default: files, sockets and the terminal of this process. */
+  readonly backends?: NodeBackends;
+}
+
+/** Checks, finds the files, and puts the machine together. Nothing runs yet. */
+export async function assembleMachine(options: AssembleOptions): Promise<VirtualMachine> {
+  const { description, environment } = options;
+  const registry = options.registry ?? createTypeRegistry();
+  checkDescription(description, registry);
+  const files = await prepareBoot({
+    source: options.source,
+    memory: description.memory,
+    serialPorts: Math.max(1, description.serials.length),
+    bios: options.bios,
+    cacheDir: options.cacheDir,
+    useSavedState: options.useSavedState,
+    data: options.data,
+    onProgress: options.onProgress,
+    signal: options.signal,
+  });
+  return new VirtualMachine({
+    ...files,
+    description,
+    registry,
+    environment,
+    wasm: await readV86Wasm(),
+    backends: options.backends ?? new NodeBackends({ environment, onQuit: () => {} }),
+    agent: options.agent,
+    noReboot: options.noReboot,
+  });
+}
+
+function describe(options: MachineOptions): MachineDescription {
+  return {
+    memory: bytesOf(options.memory ?? DEFAULT_MEMORY),
+    objects: [],
+    chardevs: [],
+    serials: [],
+    drives: (options.drives ?? []).map(driveOf),
+    devices: (options.devices ?? []).map(deviceOf),
+  };
+}
+
+function bytesOf(memory: number | string): number {
+  if (typeof memory === "number") return memory;
+  const match = /^(\d+)([KMG]?)$/i.exec(memory);
+  if (match === null) throw new VirtkitError("ERR_VIRTKIT_OPTION", `memory: '${memory}' is no size; write "256M"`);
+  return Number(match[1]) * (UNITS[(match[2] ?? "").toUpperCase()] ?? 1);
+}
+
+function driveOf(drive: string | DriveSettings, index: number): DriveOptions {
+  const given: DriveSettings = typeof drive === "string" ? { file: drive } : drive;
+  return {
+    option: `drives[${index}]`,
+    id: given.id ?? `drive${index}`,
+    source: given.backend === undefined ? { file: given.file } : { backend: given.backend },
+    format: "raw",
+    interface: given.interface ?? "virtio",
+    readOnly: given.readOnly ?? false,
+    locking: true,
+    cache: cacheOf("writeback"),
+    aio: "threads",
+    discard: "ignore",
+  };
+}
+
+function deviceOf(device: DeviceSettings, index: number): DeviceOptions {
+  const given = typeof device === "string" ? { driver: device } : device;
+  const { driver, id, bus, ...properties } = given;
+  return {
+    option: `devices[${index}] (${driver})`,
+    driver,
+    ...(id === undefined ? {} : { id }),
+    ...(bus === undefined ? {} : { bus }),
+    properties: Object.entries(properties).flatMap(([name, value]) =>
+      value === undefined ? [] : [{ name, value: textOf(value) }],
+    ),
+  };
+}
+
+function textOf(value: string | number | boolean): string {
+  if (typeof value === "boolean") return value ? "on" : "off";
+  return String(value);
+}
