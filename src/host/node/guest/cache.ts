@@ -129,7 +129,7 @@ const tryLock = (path: string): Promise<HeldLock | "held" | "unsupported"> =>
     const release = (): Promise<void> =>
       new Promise((closed) => {
         server.close(() => closed());
-        
+        for (const socket of waiters) socket.destroy();
       });
     server.once("error", (cause: NodeJS.ErrnoException) => done(cause.code === "EADDRINUSE" ? "held" : "unsupported"));
     server.listen(path, () => {
