@@ -6,7 +6,7 @@ import { BlkDevice } from "../device/blk.ts";
 import { PCI_DEVICE_ID } from "../spec/pci.ts";
 import { type NotedParts, notedParts } from "../testing/machine-parts.ts";
 import type { MachineDescription } from "./description.ts";
-import { buildMachine, checkDescription, type Machine } from "./machine-builder.ts";
+import { buildMachine, checkDescription, type DeviceTree } from "./machine-builder.ts";
 import { createTypeRegistry } from "./types.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -22,7 +22,7 @@ function describe(line: string): MachineDescription {
   return request.options.machine;
 }
 
-async function build(line: string, parts: NotedParts = notedParts()): Promise<Machine> {
+async function build(line: string, parts: NotedParts = notedParts()): Promise<DeviceTree> {
   return buildMachine(describe(line), { ...parts, registry: createTypeRegistry() });
 }
 

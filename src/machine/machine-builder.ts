@@ -28,7 +28,7 @@ export interface MachineParts {
 export const MAX_SERIAL_PORTS = 4;
 
 /** The devices of a running machine and what they are connected to. */
-export class Machine {
+export class DeviceTree {
   readonly backends: MachineBackends;
   /** The machine's own buses; devices on them may have more. */
   readonly buses: readonly BusObject[];
@@ -87,7 +87,7 @@ type Closer = () => Promise<void>;
  * Builds the machine in QEMU's order: objects, chardevs, drives, devices. When anything fails, all of it is undone.
  * @throws UsageError naming the option that is wrong
  */
-export async function buildMachine(description: MachineDescription, parts: MachineParts): Promise<Machine> {
+export async function buildMachine(description: MachineDescription, parts: MachineParts): Promise<DeviceTree> {
   checkDescription(description, parts.registry);
   const closers: Closer[] = [];
   try {
@@ -97,7 +97,7 @@ export async function buildMachine(description: MachineDescription, parts: Machi
     const serials = connectSerials(description, backends);
     for (const options of description.drives) await addDrive(options, backends, parts, closers);
     const { environment, memory, pci } = parts;
-    const machine = new Machine({ environment, memory, pci, backends }, parts.registry, serials, closers);
+    const machine = new DeviceTree({ environment, memory, pci, backends }, parts.registry, serials, closers);
     addDevices(machine, allDevices(description), environment);
     return machine;
   } catch (error) {
@@ -203,7 +203,7 @@ function allDevices(description: MachineDescription): DeviceOptions[] {
   return [...description.devices, ...automatic];
 }
 
-function addDevices(machine: Machine, devices: readonly DeviceOptions[], environment: Environment): void {
+function addDevices(machine: DeviceTree, devices: readonly DeviceOptions[], environment: Environment): void {
   try {
     for (const options of devices) machine.addDevice(options);
   } catch (error) {

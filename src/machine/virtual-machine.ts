@@ -5,10 +5,9 @@ import { type LinuxBoot, V86Engine } from "../engine/v86/index.ts";
 import type { BackendFactory } from "./backend-factory.ts";
 import { DeferredSlots } from "./deferred-slots.ts";
 import type { MachineDescription } from "./description.ts";
-import { withAgentPorts } from "./guest-agent/devices.ts";
-import { type ExecOptions, type ExecResult, GuestAgentClient } from "./guest-agent/index.ts";
+import { type ExecOptions, type ExecResult, GuestAgentClient, withAgentPorts } from "./guest-agent/index.ts";
 import { GuestDialogue } from "./guest-dialogue.ts";
-import { buildMachine, type Machine } from "./machine-builder.ts";
+import { buildMachine, type DeviceTree } from "./machine-builder.ts";
 import type { TypeRegistry } from "./object-model/registry.ts";
 import { orders } from "./orders.ts";
 import { SerialPort } from "./serial-port.ts";
@@ -31,7 +30,7 @@ export type MachineBoot =
   | { readonly from: "disk" };
 
 /** Everything that a machine is made of, all of it handed in. */
-export interface MachineParts {
+export interface VirtualMachineParts {
   readonly description: MachineDescription;
   readonly boot: MachineBoot;
   readonly bios: Uint8Array;
@@ -76,13 +75,13 @@ const FIRST_PORT = 0;
  * and closed. A machine that ended is not started again.
  */
 export class VirtualMachine {
-  readonly #parts: MachineParts;
+  readonly #parts: VirtualMachineParts;
   readonly #events = new Events<MachineEvents>();
   readonly #agent: GuestAgentClient | undefined;
   readonly #dialogue: GuestDialogue | undefined;
   #serials: (SerialPort | undefined)[] = [];
   #engine: V86Engine | undefined;
-  #machine: Machine | undefined;
+  #tree: DeviceTree | undefined;
   #started = false;
   #end: MachineEnd | undefined;
   #closing: Promise<void> | undefined;
@@ -92,7 +91,7 @@ export class VirtualMachine {
   readonly #ended: Promise<MachineEnd>;
   #resolveEnded: (end: MachineEnd) => void = () => {};
 
-  constructor(parts: MachineParts) {
+  constructor(parts: VirtualMachineParts) {
     this.#parts = parts;
     this.#agent = parts.agent ? new GuestAgentClient() : undefined;
     this.#dialogue =
@@ -123,8 +122,8 @@ export class VirtualMachine {
   }
 
   /** The devices, their buses and back ends; undefined before {@link start}. */
-  get devices(): Machine | undefined {
-    return this.#machine;
+  get devices(): DeviceTree | undefined {
+    return this.#tree;
   }
 
   /**
@@ -257,7 +256,7 @@ export class VirtualMachine {
       await machine.close();
       throw new VirtkitError("ERR_VIRTKIT_STOPPED", "the machine was stopped while it started");
     }
-    this.#machine = machine;
+    this.#tree = machine;
     this.#serials = machine.serials.map((chardev, port) =>
       chardev === undefined ? undefined : new SerialPort(chardev.backend, (bytes) => engine.sendSerial(port, bytes)),
     );
@@ -332,7 +331,7 @@ export class VirtualMachine {
     this.#agent?.close();
     this.#interrupt(error ?? new VirtkitError("ERR_VIRTKIT_STOPPED", "the machine ended while it started"));
     try {
-      await this.#machine?.close();
+      await this.#tree?.close();
     } catch (cause) {
       this.#parts.environment.log.log(
         "error",

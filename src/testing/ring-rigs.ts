@@ -25,7 +25,8 @@ const WRITE = VIRTQ_DESC_F_WRITE;
 const INDIRECT = VIRTQ_DESC_F_INDIRECT;
 export const SIZE = 8;
 export const END = 0x10000;
-export const ROM = END;
+/** First address of the read-only region. */
+export const ROM = 0x10000;
 export const TABLE = 0x4000;
 export const BUFFER = 0x8000;
 

@@ -14,7 +14,7 @@ import {
 import { notedParts } from "../../testing/machine-parts.ts";
 import type { PciFunction } from "../../transport/pci/function.ts";
 import { cacheOf, type DriveOptions } from "../description.ts";
-import { buildMachine, type Machine } from "../machine-builder.ts";
+import { buildMachine, type DeviceTree } from "../machine-builder.ts";
 import { createTypeRegistry } from "../types.ts";
 import { VirtioDeviceObject } from "./virtio-device.ts";
 
@@ -35,7 +35,7 @@ const DISK: DriveOptions = {
 };
 
 interface Built {
-  readonly machine: Machine;
+  readonly machine: DeviceTree;
   readonly core: DeviceCore;
   readonly pci: PciFunction;
   readonly messages: readonly string[];

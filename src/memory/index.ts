@@ -1,0 +1,2 @@
+export { GuestMemory, type WriteObserver } from "./guest-memory.ts";
+export { MemoryRegion } from "./memory-region.ts";
