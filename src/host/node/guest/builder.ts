@@ -13,7 +13,7 @@ import { abortError } from "./process.ts";
 import type { OnGuestProgress } from "./progress.ts";
 
 /** Raised when what is built from equal packages changes by code rather than by a file in guest/. */
-const BUILDER_VERSION = 1;
+const BUILDER_VERSION = 2;
 
 /** Our own files in the guest: their path there, and their name in the package's folder guest/. */
 const GUEST_FILES: readonly (readonly [path: string, source: string])[] = [

@@ -6,7 +6,7 @@ import { after, test } from "node:test";
 import { fakeModule, zstdHello } from "../../../testing/guest-packages.ts";
 import { type CpioEntry, writeCpio } from "./cpio.ts";
 import { ElfFile } from "./elf.ts";
-import { buildInitramfs } from "./initramfs.ts";
+import { buildInitramfs, hideApplets } from "./initramfs.ts";
 import { collectModules, modulesAlias, modulesDep } from "./modules.ts";
 
 const limit = { timeout: 10_000 };
@@ -142,6 +142,14 @@ test(
     }
   },
 );
+
+test("an applet is hidden by its last character, and only where its name is certain", limit, () => {
+  const text = (value: Uint8Array): string => Buffer.from(value).toString("latin1");
+  assert.equal(text(hideApplets(Buffer.from("a\0mke2fs\0mkfifo\0"), ["mke2fs"])), "a\0mke2f_\0mkfifo\0");
+  for (const unsure of ["\0xmke2fs\0", "\0mke2fs\0mke2fs\0 \0mke2fs\0", ""]) {
+    assert.equal(text(hideApplets(Buffer.from(unsure), ["mke2fs"])), unsure);
+  }
+});
 
 test("a program's loader and libraries are found by its headers", {
   ...limit,

@@ -30,6 +30,24 @@ const FOLDERS = [
   "var",
 ];
 
+/** Applets of busybox that stand in for these programs with fewer options. */
+const REPLACED_APPLETS: readonly string[] = ["mke2fs", "mkfs.ext2"];
+
+/**
+ * Busybox without some applets. Its shell takes an applet before it looks for a program, so `mke2fs -t ext4` would never
+ * reach the real one. The applet's name is changed in the last character, which keeps the table of names sorted; what
+ * is not found exactly once is left as it is.
+ */
+export const hideApplets = (busybox: Uint8Array, names: readonly string[]): Uint8Array => {
+  const out = Buffer.from(busybox);
+  for (const name of names) {
+    const entry = Buffer.from(`\0${name}\0`);
+    const at = out.indexOf(entry);
+    if (at >= 0 && out.indexOf(entry, at + 1) < 0) out.write("_", at + name.length, "latin1");
+  }
+  return out;
+};
+
 /** A file of a package tree, whether the distribution keeps it below / or below /usr, or nothing. */
 const findFile = async (tree: string, path: string): Promise<Uint8Array | undefined> => {
   for (const candidate of [path, join("usr", path)]) {
@@ -132,15 +150,21 @@ export const buildInitramfs = async (options: InitramfsOptions): Promise<Uint8Ar
   const root = await modulesRoot(tree, kernelVersion);
   const boot = await collectModules(root, BOOT_MODULES);
   const modules = await collectModules(root, [...BOOT_MODULES, ...EXTRA_MODULES]);
+  const programs = await programEntries(tree);
   const folder = `lib/modules/${kernelVersion}`;
   return writeCpio([
     ...FOLDERS.map((path): CpioEntry => ({ type: "directory", path, mode: path === "tmp" ? 0o1777 : 0o755 })),
     { type: "device", path: "dev/console", major: 5, minor: 1 },
     { type: "device", path: "dev/null", major: 1, minor: 3, mode: 0o666 },
     { type: "device", path: "dev/ttyS0", major: 4, minor: 64 },
-    { type: "file", path: "bin/busybox", data: busybox, mode: 0o755 },
+    {
+      type: "file",
+      path: "bin/busybox",
+      data: programs.length > 0 ? hideApplets(busybox, REPLACED_APPLETS) : busybox,
+      mode: 0o755,
+    },
     { type: "symlink", path: "bin/sh", target: "busybox" },
-    ...(await programEntries(tree)),
+    ...programs,
     ...moduleEntries(kernelVersion, modules),
     text(`${folder}/modules.dep`, modulesDep(modules)),
     text(`${folder}/modules.alias`, modulesAlias(modules)),
