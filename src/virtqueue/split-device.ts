@@ -5,6 +5,7 @@ import { BATCH_SEGMENTS, ChainWalker } from "./chain-walker.ts";
 import { notInFlight, writtenTooMuch } from "./device-common.ts";
 import { chainLengthFault, duplicateFault, indexFault, indexJumpFault, indirectFault } from "./fault.ts";
 import { RingAreas, sizeFault } from "./geometry.ts";
+import { TableWalker } from "./table-walker.ts";
 import type { DeviceQueue, QueueConfig, QueueFault, QueueFeatures, QueueState } from "./types.ts";
 
 // Aliases of the module's own: an imported binding is looked up again at each use.
@@ -25,6 +26,7 @@ export class SplitDeviceQueue implements DeviceQueue {
   readonly #features: QueueFeatures;
   readonly #inOrder: boolean;
   readonly #walker: ChainWalker;
+  readonly #tables: TableWalker;
   /** By head: device-writable bytes of the chain while it is in flight, else {@link IDLE}. */
   readonly #room: Float64Array;
   /** By position in the available ring: the head that was found there. */
@@ -53,6 +55,7 @@ export class SplitDeviceQueue implements DeviceQueue {
     this.#features = features;
     this.#inOrder = features.inOrder;
     this.#walker = new ChainWalker(memory);
+    this.#tables = new TableWalker(memory, true);
     this.#areas = new RingAreas(memory, config, features, "device");
     this.#room = new Float64Array(size).fill(IDLE);
     this.#done = new Float64Array(features.inOrder ? size : 0).fill(IDLE);
@@ -200,17 +203,29 @@ export class SplitDeviceQueue implements DeviceQueue {
     if (head >= this.size) this.#fault = indexFault("available head", head, this.size);
     else if ((this.#room[head] as number) >= 0) this.#fault = duplicateFault("made available twice: head", head);
     else {
-      walker.begin(batch, batch.segments);
-      if (!this.#follow(desc.region.u32, desc.offset >>> 2, head)) this.#fault = walker.fault;
-    }
-    if (this.#fault !== undefined) return false;
+      const words = desc.region.u32;
+      const at = (desc.offset >>> 2) + head * 4;
+      const tail = words[at + 3] as number;
+      let segments = -1;
+      if ((tail & (INDIRECT | NEXT)) === INDIRECT && this.#features.indirect) {
+        const address = (words[at + 1] as number) * TWO_32 + (words[at] as number);
+        segments = this.#tables.walk(batch, chain, address, words[at + 2] as number);
+      }
+      if (segments < 0) {
+        walker.begin(batch, batch.segments);
+        if (!this.#follow(desc.region.u32, desc.offset >>> 2, head)) {
+          this.#fault = walker.fault;
+          return false;
+        }
+        segments = walker.end(chain);
+      }
     batch.id[chain] = head;
-    batch.first[chain] = batch.segments;
-    const segments = walker.end(chain);
     this.#room[head] = batch.writableBytes[chain] as number;
     this.#order[slot] = head;
     this.#taken(batch, 1, segments);
     return true;
+    }
+    return false;
   }
 
   #taken(batch: ChainBatch, count: number, segments: number): void {
