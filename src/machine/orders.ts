@@ -6,6 +6,8 @@ export interface OrdersFor {
   readonly agent: boolean;
   /** A disk for init to mount, "vda:/root"; undefined for none. */
   readonly data: string | undefined;
+  /** TERM for the shell; left out where init would not take it. */
+  readonly term: string | undefined;
   /** Milliseconds since 1970. */
   readonly now: number;
 }
@@ -14,7 +16,7 @@ export interface OrdersFor {
  * The line that a prepared guest's init waits for (docs/guest-agent.md): look for devices, wait until those of this machine are
  * there, and give the user a shell on the virtio console if there is one, else on the first serial port.
  */
-export function orders({ description, agent, data, now }: OrdersFor): string {
+export function orders({ description, agent, data, term, now }: OrdersFor): string {
   const { devices, drives, serials } = description;
   const named = (name: string): number => devices.filter(({ driver }) => driver.startsWith(name)).length;
   const disks = named("virtio-blk") + drives.filter((drive) => drive.interface === "virtio").length;
@@ -22,6 +24,7 @@ export function orders({ description, agent, data, now }: OrdersFor): string {
   for (let i = 0; i < Math.min(disks, 26); i++) words.push(`wait=vd${String.fromCharCode(0x61 + i)}`);
   if (agent) words.push("exec");
   if (data !== undefined) words.push(`data=${data}`);
+  if (term !== undefined && /^[A-Za-z0-9_-]+$/.test(term)) words.push(`term=${term}`);
   if (named("virtconsole") > 0) words.push("shell=hvc0");
   else if (serials[0]?.chardev !== undefined) words.push("shell=ttyS0");
   return words.join(" ");

@@ -23,6 +23,8 @@ export type MachineBoot =
       readonly saveState: (state: Uint8Array) => Promise<void>;
       /** Where init mounts a disk: "vda:/root". */
       readonly data: string | undefined;
+      /** TERM of the user's terminal, for the guest's shell. */
+      readonly term: string | undefined;
     }
   /** Somebody else's kernel: it finds the devices as it boots. */
   | { readonly from: "kernel"; readonly linux: () => Promise<LinuxBoot> }
@@ -59,6 +61,14 @@ export interface MachineEvents {
   /** The machine ended; `error` with "fault". */
   end: [reason: MachineEnd, error: Error | undefined];
 }
+
+/** Why a command has no result. */
+const ENDINGS: Readonly<Record<MachineEnd, string>> = {
+  poweroff: "the guest switched itself off",
+  reset: "the guest rebooted",
+  stopped: "the machine was stopped",
+  fault: "the machine failed",
+};
 
 /** Milliseconds that a prepared guest may take from power-on until its init answers. An emulator on a busy host is slow. */
 const BOOT_LIMIT = 240_000;
@@ -99,7 +109,7 @@ export class VirtualMachine {
         ? new GuestDialogue({
             ready: () => this.#initReady(),
             up: () => this.#events.emit("up"),
-            said: (line) => parts.environment.log.log("warn", `guest: ${line}`),
+            said: (line) => this.#log(line),
           })
         : undefined;
     this.#ended = new Promise((resolve) => {
@@ -291,9 +301,14 @@ export class VirtualMachine {
 
   #sendOrders(): void {
     const { description, boot } = this.#parts;
-    const data = boot.from === "guest" ? boot.data : undefined;
-    const words = orders({ description, agent: this.#agent !== undefined, data, now: Date.now() });
+    const { data, term } = boot.from === "guest" ? boot : { data: undefined, term: undefined };
+    const words = orders({ description, agent: this.#agent !== undefined, data, term, now: Date.now() });
     this.#engine?.sendSerial(FIRST_PORT, new TextEncoder().encode(`${words}\n`));
+  }
+
+  #log(line: string): void {
+    const level = line.startsWith("error: ") ? "error" : line.startsWith("warning: ") ? "warn" : "info";
+    this.#parts.environment.log.log(level, `guest: ${line}`);
   }
 
   #received(port: number, bytes: Uint8Array): void {
@@ -328,7 +343,7 @@ export class VirtualMachine {
   async #close(reason: MachineEnd, error: Error | undefined): Promise<void> {
     this.#end = reason;
     this.#engine?.stop();
-    this.#agent?.close();
+    this.#agent?.close(ENDINGS[reason] + (error === undefined ? "" : `: ${error.message}`), error);
     this.#interrupt(error ?? new VirtkitError("ERR_VIRTKIT_STOPPED", "the machine ended while it started"));
     try {
       await this.#tree?.close();

@@ -105,6 +105,8 @@ export interface AssembleOptions {
   readonly environment: Environment;
   /** Where the guest's init mounts a disk, "vda:/root". */
   readonly data?: string;
+  /** TERM of the user's terminal. */
+  readonly term?: string | undefined;
   /** Default: files, sockets and the terminal of this process. */
   readonly backends?: NodeBackends;
 }
@@ -122,6 +124,7 @@ export async function assembleMachine(options: AssembleOptions): Promise<Virtual
     cacheDir: options.cacheDir,
     useSavedState: options.useSavedState,
     data: options.data,
+    term: options.term,
     onProgress: options.onProgress,
     signal: options.signal,
   });

@@ -1,4 +1,4 @@
-import type { Readable, Writable } from "node:stream";
+import type { Readable } from "node:stream";
 import type { Environment } from "../../common/environment.ts";
 import { VirtkitError } from "../../common/error.ts";
 import { NodeBackends } from "../../host/node/backend-factory.ts";
@@ -8,6 +8,7 @@ import type { VirtualMachine } from "../../machine/virtual-machine.ts";
 import { assembleMachine } from "../../node/create-machine.ts";
 import { connectTerminal } from "../console-size.ts";
 import type { ExecOptions, RunOptions } from "../options/run-options.ts";
+import { EXIT_BROKEN_PIPE, OutputError, ProcessOutput } from "../output.ts";
 import { Session } from "../session.ts";
 
 /** A command that ran out of time, as timeout(1) has it. */
@@ -48,6 +49,7 @@ export async function runMachine(options: SessionOptions, environment: Environme
       cacheDir: options.cache,
       useSavedState: options.useSavedState,
       ...(options.data === undefined ? {} : { data: options.data }),
+      term: process.env["TERM"],
       onProgress: progress.onProgress,
       signal: session.signal,
       environment,
@@ -79,9 +81,12 @@ async function run(
   const { terminal } = backends;
   if (terminal !== undefined && machine.devices !== undefined) connectTerminal(terminal, machine.devices);
   if (options.exec !== undefined) {
-    const status = await execute(machine, options.exec, session.signal);
-    await machine.stop();
-    return session.status ?? status;
+    try {
+      const status = await execute(machine, options.exec, session.signal);
+      return session.status ?? status;
+    } finally {
+      await machine.stop();
+    }
   }
   await machine.ended;
   if (fault !== undefined) throw fault;
@@ -90,34 +95,27 @@ async function run(
 
 /** Runs one command with our own standard input, output and error. */
 async function execute(machine: VirtualMachine, exec: ExecOptions, signal: AbortSignal): Promise<number> {
-  const { stdin, stdout, stderr } = process;
+  const { stdin } = process;
+  const stdout = new ProcessOutput(process.stdout, "standard output");
+  const stderr = new ProcessOutput(process.stderr, "standard error");
   try {
     const { status } = await machine.exec(exec.command, {
       ...(stdin.isTTY === true ? {} : { stdin: stdin as AsyncIterable<Uint8Array> & Readable }),
       ...(exec.timeout === undefined ? {} : { timeout: exec.timeout }),
-      onStdout: (bytes) => write(stdout, bytes),
-      onStderr: (bytes) => write(stderr, bytes),
+      onStdout: (bytes) => stdout.write(bytes),
+      onStderr: (bytes) => stderr.write(bytes),
       signal,
     });
+    await stdout.end();
+    await stderr.end();
     return status;
   } catch (error) {
+    if (error instanceof OutputError && error.isBrokenPipe) return EXIT_BROKEN_PIPE;
     if (!(error instanceof VirtkitError) || error.code !== "ERR_VIRTKIT_EXEC_TIMEOUT") throw error;
-    stderr.write(`virtkit: ${error.message}\n`);
+    process.stderr.write(`virtkit: ${error.message}\n`);
     return EXIT_TIMEOUT;
   } finally {
     // Node keeps the program alive while a pipe is read.
     if (stdin.isTTY !== true) stdin.destroy();
   }
-}
-
-/** Resolves when the stream can take more, so that a slow reader holds the guest back. A reader that is gone takes everything. */
-function write(stream: Writable, bytes: Uint8Array): Promise<void> | undefined {
-  if (stream.destroyed || stream.write(bytes)) return undefined;
-  return new Promise((resolve) => {
-    const done = (): void => {
-      stream.off("drain", done).off("close", done).off("error", done);
-      resolve();
-    };
-    stream.on("drain", done).on("close", done).on("error", done);
-  });
 }
