@@ -4,12 +4,21 @@ import { VirtkitError } from "../../common/error.ts";
 import { NodeBackends } from "../../host/node/backend-factory.ts";
 import { createEnvironment, createLogger } from "../../host/node/environment.ts";
 import { progressRenderer } from "../../host/node/guest/index.ts";
+import { UsageError } from "../../machine/usage-error.ts";
 import type { VirtualMachine } from "../../machine/virtual-machine.ts";
 import { assembleMachine } from "../../node/create-machine.ts";
 import { connectTerminal } from "../console-size.ts";
 import type { ExecOptions, RunOptions } from "../options/run-options.ts";
 import { EXIT_BROKEN_PIPE, OutputError, ProcessOutput } from "../output.ts";
 import { Session } from "../session.ts";
+
+/** Which option is to blame for what only the engine finds out. */
+const BLAMED: Readonly<Record<string, string>> = {
+  ERR_VIRTKIT_MEMORY_SIZE: "-m",
+  ERR_VIRTKIT_APPEND: "-append",
+  ERR_VIRTKIT_INITRD: "-initrd",
+  ERR_VIRTKIT_KERNEL: "-kernel",
+};
 
 /** A command that ran out of time, as timeout(1) has it. */
 const EXIT_TIMEOUT = 124;
@@ -60,7 +69,8 @@ export async function runMachine(options: SessionOptions, environment: Environme
     return await run(machine, options, session, backends);
   } catch (error) {
     if (session.isEnding) return session.status ?? 0;
-    throw error;
+    const option = error instanceof VirtkitError ? BLAMED[error.code] : undefined;
+    throw option === undefined ? error : UsageError.of(option, error);
   } finally {
     progress.finish();
     session.close();
