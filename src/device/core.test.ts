@@ -4,9 +4,9 @@ import fc from "fast-check";
 import type { LogLevel } from "../common/environment.ts";
 import { FeatureSet } from "../common/feature-set.ts";
 import { GuestMemory } from "../memory/guest-memory.ts";
-import { VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import { VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import { LOOP_F_DEPENDENT, LOOP_F_PLAIN, LoopDevice, nodeEnvironment } from "../testing/loop-device.ts";
-import { RawSplitRing } from "../testing/raw-ring.ts";
+import { RawSplitRing, writeSplitDescriptor } from "../testing/raw-ring.ts";
 import type { ChainBatch, QueueConfig } from "../virtqueue/index.ts";
 import { ConfigSpace } from "./config-space.ts";
 import type { RunningQueue } from "./running-queue.ts";
@@ -134,6 +134,28 @@ test("one kick does not keep the thread: the rest is served in a later turn", li
   const first = ring.usedIdx;
   assert.ok(first > 0 && first < size / 2);
   while (ring.usedIdx < size / 2) await new Promise((resolve) => setImmediate(resolve));
+});
+
+test("a few chains of very many descriptors do not keep the thread either", limit, async () => {
+  const { device, memory, config, ring } = setUp(new LoopDevice(), 16);
+  const view = memory.regions[0]?.view as DataView;
+  const entries = 65536;
+  for (let i = 0; i < entries; i++)
+    writeSplitDescriptor(view, BUFFERS + 16 * i, {
+      address: 0,
+      length: 0,
+      flags: i + 1 < entries ? 1 : 0,
+      next: i + 1,
+    });
+  device.setFeatures(FeatureSet.of(VIRTIO_F_VERSION_1, VIRTIO_F_INDIRECT_DESC));
+  device.startQueue(0, config);
+  for (let n = 0; n < 16; n++) {
+    ring.writeDescriptor(n, { address: BUFFERS, length: 16 * entries, flags: 4 });
+    ring.offer(n);
+  }
+  device.kick(0);
+  assert.ok(ring.usedIdx > 0 && ring.usedIdx < 16);
+  while (ring.usedIdx < 16) await new Promise((resolve) => setImmediate(resolve));
 });
 
 test("the rest of a bounded turn is dropped when the queue stops meanwhile", limit, async () => {

@@ -47,6 +47,8 @@ export const DEFAULT_RING_FEATURES = RING_FEATURES.without(
 const BATCH_CHAINS = 128;
 /** Chains that one kick may work through, about, before other work gets its turn. */
 const CHAINS_PER_TURN = 16 * BATCH_CHAINS;
+/** Descriptors that count as much as a chain: a table may have 65536. */
+const DESCRIPTORS_PER_CHAIN = 64;
 /** Milliseconds between two log lines on a broken device: a hostile driver may reset and break it in a loop. */
 const LOG_PERIOD = 5000;
 
@@ -290,7 +292,7 @@ export abstract class DeviceCore {
           if (!running.live) return;
           running.publish();
           if (!(goOn || running.again) || this.#broken !== undefined) return;
-          budget -= batch.count;
+          budget -= batch.count + (batch.segments + batch.walked) / DESCRIPTORS_PER_CHAIN;
           if (budget <= 0) {
             this.environment.defer(() => this.#resume(running));
             return;

@@ -1,4 +1,11 @@
 /**
+ * A batch that has so many segments ends there, and the rest is popped with the next one: otherwise a ring full of heads
+ * that all name one huge indirect table would cost gigabytes. So does one for which as many descriptors were walked: empty
+ * buffers make no segments, but they take time.
+ */
+export const BATCH_SEGMENTS = 65536;
+
+/**
  * Descriptor chains as a device sees them: already walked, translated and checked. The arrays are the caller's and are used again
  * and again.
  *
@@ -15,6 +22,8 @@ export class ChainBatch {
   count = 0;
   /** Segments in use. */
   segments = 0;
+  /** Descriptors that were looked at one by one because something was unusual about their chain. */
+  walked = 0;
   readonly capacity: number;
   readonly id: Uint16Array;
   readonly first: Uint32Array;
@@ -40,9 +49,15 @@ export class ChainBatch {
     this.length = new Uint32Array(segments);
   }
 
+  /** True when no further chain goes in, whatever the capacity. */
+  get full(): boolean {
+    return this.segments >= BATCH_SEGMENTS || this.walked >= BATCH_SEGMENTS;
+  }
+
   clear(): void {
     this.count = 0;
     this.segments = 0;
+    this.walked = 0;
   }
 
   /** Doubles the room for segments, keeping what is there. Rare: only while a batch first meets longer chains. */

@@ -1,18 +1,14 @@
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import type { MemoryRegion } from "../memory/memory-region.ts";
-import { VIRTQ_CHAIN_MAX_BYTES, VIRTQ_DESC_SIZE } from "../spec/ring.ts";
+import { VIRTQ_CHAIN_MAX_BYTES, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_SIZE } from "../spec/ring.ts";
 import type { ChainBatch } from "./chain-batch.ts";
 import { bufferAddressFault, chainBytesFault, indirectFault, orderFault } from "./fault.ts";
 import type { QueueFault } from "./types.ts";
 
+const TWO_32 = 2 ** 32;
+
 /** `next` is 16 bits wide, so a larger table could not be used; Linux's vhost draws the line here too. */
 export const INDIRECT_MAX_ENTRIES = 65536;
-
-/**
- * A batch that has grown to so many segments ends there, and the rest is popped with the next one: otherwise a ring full
- * of heads that all name one huge indirect table would cost gigabytes.
- */
-export const BATCH_SEGMENTS = 65536;
 
 /**
  * The thorough way through one chain, for both formats: indirect tables, buffers that run over the border of two
@@ -45,11 +41,11 @@ export class ChainWalker {
     this.#memory = memory;
   }
 
-  /** Begins a chain whose segments go into `batch` from index `segment` on. */
-  begin(batch: ChainBatch, segment: number): void {
+  /** Begins the batch's next chain; its segments go behind those in use. */
+  begin(batch: ChainBatch): void {
     this.fault = undefined;
     this.#batch = batch;
-    this.#segment = segment;
+    this.#segment = batch.segments;
     this.#readable = 0;
     this.#writable = 0;
     this.#readableBytes = 0;
@@ -63,6 +59,7 @@ export class ChainWalker {
    * ever touched, and so its address does not matter.
    */
   add(address: number, length: number, write: boolean): boolean {
+    (this.#batch as ChainBatch).walked++;
     if (write) this.#sawWritable = true;
     else if (this.#sawWritable) return this.stop(orderFault());
     const bytes = this.#readableBytes + this.#writableBytes + length;
@@ -105,9 +102,24 @@ export class ChainWalker {
     return true;
   }
 
-  /** Writes the chain's totals to entry `chain` of the batch. Returns the index behind its last segment. */
-  end(chain: number): number {
+  /** Adds the buffers of a packed table: its entries lie in a row, and of their flags only WRITE counts (VIRTIO 1.4 §2.8.7). */
+  addRow(address: number, length: number): boolean {
+    if (!this.table(address, length)) return false;
+    const words = this.tableWords;
+    for (let i = 0; i < this.tableEntries; i++) {
+      const at = this.tableBase + i * 4;
+      const buffer = (words[at + 1] as number) * TWO_32 + (words[at] as number);
+      const flags = (words[at + 3] as number) >>> 16;
+      if (!this.add(buffer, words[at + 2] as number, (flags & VIRTQ_DESC_F_WRITE) !== 0)) return false;
+    }
+    return true;
+  }
+
+  /** Writes the chain's first segment and totals to the batch's next entry. Returns the index behind its last segment. */
+  end(): number {
     const batch = this.#batch as ChainBatch;
+    const chain = batch.count;
+    batch.first[chain] = batch.segments;
     batch.readable[chain] = this.#readable;
     batch.writable[chain] = this.#writable;
     batch.readableBytes[chain] = this.#readableBytes;

@@ -34,3 +34,6 @@ export const indirectFault = (why: string): QueueFault => faultOf("indirect", `i
 
 export const usedLengthFault = (id: number, length: number, room: number): QueueFault =>
   faultOf("used-length", `chain ${id} was returned with ${length} bytes written into ${room}`);
+
+export const flagsFault = (index: number, tail: number): QueueFault =>
+  faultOf("flags", `descriptor ${index} has flags ${hex(tail >>> 16)}, which it cannot have here`);

@@ -350,7 +350,8 @@ test("device: what comes in front of a malformed chain is delivered", LIMIT, () 
   breaks(packed, "buffer-address", 1);
 });
 
-test("device: a ring full of heads that share one huge table does not eat the memory", LIMIT, () => {
+/** A ring of 1024 heads that all name one table of 65536 buffers. */
+function hugeTable(bytes: number) {
   const size = 1024;
   const memory = GuestMemory.allocate(4 << 20);
   const view = (memory.regions[0] as MemoryRegion).view;
@@ -360,17 +361,30 @@ test("device: a ring full of heads that share one huge table does not eat the me
   const entries = 65536;
   for (let i = 0; i < entries; i++) {
     const last = i + 1 === entries;
-    writeSplitDescriptor(view, (1 << 20) + i * 16, { ...readable(1), flags: last ? 0 : NEXT, next: last ? 0 : i + 1 });
+    const links = { flags: last ? 0 : NEXT, next: last ? 0 : i + 1 };
+    writeSplitDescriptor(view, (1 << 20) + i * 16, { ...readable(bytes), ...links });
   }
   for (let i = 0; i < size; i++) {
     ring.writeDescriptor(i, { address: 1 << 20, length: entries * 16, flags: INDIRECT });
     ring.offer(i);
   }
-  const batch = new ChainBatch(size);
+  return { queue, batch: new ChainBatch(size), size, entries };
+}
+
+test("device: a ring full of heads that share one huge table does not eat the memory", LIMIT, () => {
+  const { queue, batch, size, entries } = hugeTable(1);
   assert.equal(queue.pop(batch, size), 1);
   assert.ok(batch.length.length <= 4 * entries);
   batch.clear();
   assert.equal(queue.pop(batch, 1), 1, "the rest is not lost");
+});
+
+test("device: a batch also ends when many empty buffers were walked", LIMIT, () => {
+  const { queue, batch, size } = hugeTable(0);
+  assert.equal(queue.pop(batch, size), 1);
+  assert.equal(batch.segments, 0);
+  batch.clear();
+  assert.equal(queue.pop(batch, size), 1, "the rest is not lost");
 });
 
 const GEOMETRY: [

@@ -1,4 +1,10 @@
-import { RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE, RING_EVENT_WRAP_SHIFT } from "../spec/ring.ts";
+import type { GuestMemory } from "../memory/guest-memory.ts";
+import {
+  RING_EVENT_FLAGS_DESC,
+  RING_EVENT_FLAGS_DISABLE,
+  RING_EVENT_WRAP_SHIFT,
+  VIRTQ_PACKED_DESC_SIZE,
+} from "../spec/ring.ts";
 
 const fence = new Int32Array(1);
 
@@ -31,4 +37,11 @@ export function eventCrossed(
   let event = word & 0x7fff;
   if (((word >>> RING_EVENT_WRAP_SHIFT) & 1) !== (wrap ? 1 : 0)) event -= size;
   return ((index - event - 1) & 0xffff) < moved;
+}
+
+/** Marks `count` descriptors of the ring at `address` written, from slot `from` on and round its end. */
+export function markSlots(memory: GuestMemory, address: number, from: number, count: number, size: number): void {
+  const head = Math.min(count, size - from);
+  memory.markWritten(address + from * VIRTQ_PACKED_DESC_SIZE, head * VIRTQ_PACKED_DESC_SIZE);
+  if (head < count) memory.markWritten(address, (count - head) * VIRTQ_PACKED_DESC_SIZE);
 }

@@ -1,11 +1,12 @@
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import * as ring from "../spec/ring.ts";
-import type { ChainBatch } from "./chain-batch.ts";
-import { BATCH_SEGMENTS, ChainWalker } from "./chain-walker.ts";
+import { BATCH_SEGMENTS, type ChainBatch } from "./chain-batch.ts";
+import { ChainWalker } from "./chain-walker.ts";
 import { notInFlight, writtenTooMuch } from "./device-common.ts";
-import { chainLengthFault, duplicateFault, faultOf, indexJumpFault, indirectFault } from "./fault.ts";
+import { chainLengthFault, duplicateFault, faultOf, flagsFault, indexJumpFault, indirectFault } from "./fault.ts";
 import { RingAreas, sizeFault } from "./geometry.ts";
-import { eventCrossed, loadFence } from "./packed-common.ts";
+import { eventCrossed, loadFence, markSlots } from "./packed-common.ts";
+import { TableWalker } from "./table-walker.ts";
 import type { DeviceQueue, QueueConfig, QueueFault, QueueFeatures, QueueState } from "./types.ts";
 
 // Aliases of the module's own: an imported binding is looked up again at each use. Flags sit in the upper half of a
@@ -30,6 +31,7 @@ export class PackedDeviceQueue implements DeviceQueue {
   readonly #areas: RingAreas;
   readonly #features: QueueFeatures;
   readonly #walker: ChainWalker;
+  readonly #tables: TableWalker;
   /** By buffer id: device-writable bytes of the chain while it is in flight, else {@link IDLE}. */
   #room: Float64Array;
   /** By buffer id: descriptors the chain takes in the ring. */
@@ -70,6 +72,7 @@ export class PackedDeviceQueue implements DeviceQueue {
     this.#memory = memory;
     this.#features = features;
     this.#walker = new ChainWalker(memory);
+    this.#tables = new TableWalker(memory, false);
     this.#areas = new RingAreas(memory, config, features, "device");
     this.#room = new Float64Array(size).fill(IDLE);
     this.#taken = new Uint16Array(size);
@@ -100,12 +103,12 @@ export class PackedDeviceQueue implements DeviceQueue {
     let count = 0;
     // Where the first chain is not plain the others rarely are: Linux makes almost all of them indirect.
     let plain = true;
-    while (count < limit && batch.segments < BATCH_SEGMENTS) {
+    while (count < limit && !batch.full) {
       if (plain) {
         const taken = this.#takePlain(batch, limit - count);
         count += taken;
         plain = taken > 0;
-        if (count >= limit || batch.segments >= BATCH_SEGMENTS) break;
+        if (count >= limit || batch.full) break;
       }
       if (!this.#takeAny(batch)) break;
       count++;
@@ -246,12 +249,16 @@ export class PackedDeviceQueue implements DeviceQueue {
 
   /** Takes the next chain, of whatever kind. False, with the fault set, when it is malformed. */
   #takeAny(batch: ChainBatch): boolean {
-    const walker = this.#walker;
-    walker.begin(batch, batch.segments);
-    const links = this.#follow();
-    if (links < 0) {
-      this.#fault = walker.fault;
-      return false;
+    let segments = this.#quickTable(batch);
+    let links = 1;
+    if (segments < 0) {
+      this.#walker.begin(batch);
+      links = this.#follow();
+      if (links < 0) {
+        this.#fault = this.#walker.fault;
+        return false;
+      }
+      segments = this.#walker.end();
     }
     const chain = batch.count;
     const id = this.#lastId;
@@ -261,8 +268,7 @@ export class PackedDeviceQueue implements DeviceQueue {
       return false;
     }
     batch.id[chain] = id;
-    batch.first[chain] = batch.segments;
-    batch.segments = walker.end(chain);
+    batch.segments = segments;
     batch.count = chain + 1;
     this.#room[id] = batch.writableBytes[chain] as number;
     this.#taken[id] = links;
@@ -273,6 +279,19 @@ export class PackedDeviceQueue implements DeviceQueue {
     this.#waiting++;
     this.#advance(links);
     return true;
+  }
+
+  /** The quick way through a chain that is one indirect table. Returns as {@link TableWalker.walk} and leaves its id. */
+  #quickTable(batch: ChainBatch): number {
+    const desc = this.#areas.desc;
+    const words = desc.region.u32;
+    const at = (desc.offset >>> 2) + (this.#availIndex << 2);
+    const tail = words[at + 3] as number;
+    const plain = (tail & (BOTH | INDIRECT | NEXT)) === (this.#availBits | INDIRECT);
+    if (!plain || !this.#features.indirect || this.#descriptors >= this.size) return -1;
+    this.#lastId = tail & 0xffff;
+    const address = (words[at + 1] as number) * TWO_32 + (words[at] as number);
+    return this.#tables.walk(batch, address, words[at + 2] as number);
   }
 
   /** Walks the chain at the available position. Returns the descriptors it takes and leaves its id, or -1. */
@@ -308,20 +327,11 @@ export class PackedDeviceQueue implements DeviceQueue {
     }
   }
 
-  /** Of the flags in a packed table only WRITE counts; its entries lie in a row (VIRTIO 1.4 §2.8.7). */
   #followTable(address: number, length: number, linked: boolean): boolean {
     const walker = this.#walker;
     if (!this.#features.indirect) return walker.stop(indirectFault("the feature was not negotiated"));
     if (linked) return walker.stop(indirectFault("in a list linked by NEXT"));
-    if (!walker.table(address, length)) return false;
-    const words = walker.tableWords;
-    for (let i = 0; i < walker.tableEntries; i++) {
-      const at = walker.tableBase + i * 4;
-      const buffer = (words[at + 1] as number) * TWO_32 + (words[at] as number);
-      const bytes = words[at + 2] as number;
-      if (!walker.add(buffer, bytes, ((words[at + 3] as number) & WRITE) !== 0)) return false;
-    }
-    return true;
+    return walker.addRow(address, length);
   }
 
   #advance(links: number): void {
@@ -420,7 +430,7 @@ export class PackedDeviceQueue implements DeviceQueue {
     const desc = this.#areas.desc;
     const at = (desc.offset >>> 2) + (this.#publishedIndex << 2);
     const observed = this.#memory.observed;
-    if (observed) this.#markDescriptors(this.#publishedIndex, staged);
+    if (observed) markSlots(this.#memory, desc.address, this.#publishedIndex, staged, this.size);
     // The sequentially consistent store is also the full fence between publishing and looking whether to notify.
     Atomics.store(desc.region.u32, at + 3, this.#heldWord);
     if (observed) this.#memory.markWritten(desc.address + this.#publishedIndex * DESC_SIZE + 12, 4);
@@ -480,13 +490,6 @@ export class PackedDeviceQueue implements DeviceQueue {
     if (this.#memory.observed) this.#memory.markWritten(device.address, 4);
   }
 
-  #markDescriptors(from: number, count: number): void {
-    const address = this.#areas.desc.address;
-    const head = Math.min(count, this.size - from);
-    this.#memory.markWritten(address + from * DESC_SIZE, head * DESC_SIZE);
-    if (head < count) this.#memory.markWritten(address, (count - head) * DESC_SIZE);
-  }
-
   /** False while the queue is broken; looks for the rings again when a region under them was replaced. */
   #ready(): boolean {
     if (this.#fault !== undefined) return false;
@@ -494,8 +497,4 @@ export class PackedDeviceQueue implements DeviceQueue {
     this.#fault = this.#areas.attach();
     return this.#fault === undefined;
   }
-}
-
-function flagsFault(index: number, tail: number): QueueFault {
-  return faultOf("flags", `descriptor ${index} has flags 0x${(tail >>> 16).toString(16)}, which it cannot have here`);
 }

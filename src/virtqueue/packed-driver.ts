@@ -3,7 +3,7 @@ import * as ring from "../spec/ring.ts";
 import { chainError, type IndirectTables, IndirectWriter } from "./driver-common.ts";
 import { duplicateFault, indexFault, usedLengthFault } from "./fault.ts";
 import { RingAreas, sizeFault } from "./geometry.ts";
-import { eventCrossed, loadFence } from "./packed-common.ts";
+import { eventCrossed, loadFence, markSlots } from "./packed-common.ts";
 import type { DriverQueue, QueueConfig, QueueFault, QueueFeatures, ScatterList } from "./types.ts";
 
 // Aliases of the module's own: an imported binding is looked up again at each use. Flags sit in the upper half of a
@@ -222,7 +222,7 @@ export class PackedDriverQueue implements DriverQueue {
       rooms[id] = -2 - (rooms[id] as number);
     }
     this.#freshCount = 0;
-    if (observed) this.#markSlots(from, staged);
+    if (observed) markSlots(this.#memory, desc.address, from, staged, this.size);
     // The sequentially consistent store is also the full fence between publishing and looking whether to notify.
     Atomics.store(desc.region.u32, (desc.offset >>> 2) + (from << 2) + 3, this.#heldWord);
     if (observed) this.#memory.markWritten(desc.address + from * DESC_SIZE + 12, 4);
@@ -428,13 +428,6 @@ export class PackedDriverQueue implements DriverQueue {
     const driver = this.#areas.driver;
     Atomics.store(driver.region.u32, driver.offset >>> 2, word);
     if (this.#memory.observed) this.#memory.markWritten(driver.address, 4);
-  }
-
-  #markSlots(from: number, count: number): void {
-    const address = this.#areas.desc.address;
-    const head = Math.min(count, this.size - from);
-    this.#memory.markWritten(address + from * DESC_SIZE, head * DESC_SIZE);
-    if (head < count) this.#memory.markWritten(address, (count - head) * DESC_SIZE);
   }
 
   #ready(): boolean {

@@ -1,7 +1,7 @@
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import * as ring from "../spec/ring.ts";
-import type { ChainBatch } from "./chain-batch.ts";
-import { BATCH_SEGMENTS, ChainWalker } from "./chain-walker.ts";
+import { BATCH_SEGMENTS, type ChainBatch } from "./chain-batch.ts";
+import { ChainWalker } from "./chain-walker.ts";
 import { notInFlight, writtenTooMuch } from "./device-common.ts";
 import { chainLengthFault, duplicateFault, indexFault, indexJumpFault, indirectFault } from "./fault.ts";
 import { RingAreas, sizeFault } from "./geometry.ts";
@@ -93,12 +93,12 @@ export class SplitDeviceQueue implements DeviceQueue {
     let count = 0;
     // Where the first chain is not plain the others rarely are: Linux makes almost all of them indirect.
     let plain = true;
-    while (count < limit && batch.segments < BATCH_SEGMENTS) {
+    while (count < limit && !batch.full) {
       if (plain) {
         const taken = this.#takePlain(batch, limit - count);
         count += taken;
         plain = taken > 0;
-        if (count >= limit || batch.segments >= BATCH_SEGMENTS) break;
+        if (count >= limit || batch.full) break;
       }
       if (!this.#takeAny(batch)) break;
       count++;
@@ -195,37 +195,41 @@ export class SplitDeviceQueue implements DeviceQueue {
 
   /** Takes the next chain, of whatever kind. False, with the fault set, when it is malformed. */
   #takeAny(batch: ChainBatch): boolean {
-    const { desc, driver } = this.#areas;
+    const { driver } = this.#areas;
     const slot = this.#availIndex & this.#mask;
     const head = driver.region.u16[(driver.offset >>> 1) + 2 + slot] as number;
     const chain = batch.count;
-    const walker = this.#walker;
     if (head >= this.size) this.#fault = indexFault("available head", head, this.size);
     else if ((this.#room[head] as number) >= 0) this.#fault = duplicateFault("made available twice: head", head);
-    else {
-      const words = desc.region.u32;
-      const at = (desc.offset >>> 2) + head * 4;
-      const tail = words[at + 3] as number;
-      let segments = -1;
-      if ((tail & (INDIRECT | NEXT)) === INDIRECT && this.#features.indirect) {
-        const address = (words[at + 1] as number) * TWO_32 + (words[at] as number);
-        segments = this.#tables.walk(batch, chain, address, words[at + 2] as number);
-      }
-      if (segments < 0) {
-        walker.begin(batch, batch.segments);
-        if (!this.#follow(desc.region.u32, desc.offset >>> 2, head)) {
-          this.#fault = walker.fault;
-          return false;
-        }
-        segments = walker.end(chain);
-      }
+    if (this.#fault !== undefined) return false;
+    let segments = this.#quickTable(batch, head);
+    if (segments < 0) segments = this.#walk(batch, head);
+    if (segments < 0) return false;
     batch.id[chain] = head;
     this.#room[head] = batch.writableBytes[chain] as number;
     this.#order[slot] = head;
     this.#taken(batch, 1, segments);
     return true;
-    }
-    return false;
+  }
+
+  /** The quick way through a chain that is one indirect table. Returns as {@link TableWalker.walk}. */
+  #quickTable(batch: ChainBatch, head: number): number {
+    const { desc } = this.#areas;
+    const words = desc.region.u32;
+    const at = (desc.offset >>> 2) + (head << 2);
+    if (((words[at + 3] as number) & (INDIRECT | NEXT)) !== INDIRECT || !this.#features.indirect) return -1;
+    const address = (words[at + 1] as number) * TWO_32 + (words[at] as number);
+    return this.#tables.walk(batch, address, words[at + 2] as number);
+  }
+
+  /** The thorough way, from the head on again. Returns the index behind the last segment; -1, with the fault set, for none. */
+  #walk(batch: ChainBatch, head: number): number {
+    const { desc } = this.#areas;
+    const walker = this.#walker;
+    walker.begin(batch);
+    if (this.#follow(desc.region.u32, desc.offset >>> 2, head)) return walker.end();
+    this.#fault = walker.fault;
+    return -1;
   }
 
   #taken(batch: ChainBatch, count: number, segments: number): void {
