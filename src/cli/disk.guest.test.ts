@@ -32,19 +32,23 @@ test("the guest reads its disks as the host has them: every byte, every size, in
   assert.deepEqual(lines.slice(images.length).map(Number), sizes);
 });
 
-test("an image that ends within a sector is read to its last byte, zeros behind it, and is not changed", limit, async (t) => {
-  const image = randomImage(scratchFolder(t), "odd.img", MiB + 100);
-  const before = fingerprint(image);
-  const { status, stdout, stderr } = await execInGuest(
-    `blockdev --getsize64 /dev/vda; head -c ${MiB + 100} /dev/vda | sha256sum; tail -c 412 /dev/vda | tr -d '\\000' | wc -c`,
-    drive(image),
-  );
-  assert.equal(status, 0);
-  assert.match(stderr, /^virtkit: warn: .*odd\.img: 1048676 bytes are no whole sectors/);
-  assert.deepEqual(stdout.toString().split(/\s+/).slice(0, 2), [`${MiB + 512}`, sha256OfFile(image)]);
-  assert.equal(stdout.toString().trim().split("\n").at(-1), "0");
-  assert.equal(fingerprint(image), before);
-});
+test(
+  "an image that ends within a sector is read to its last byte, zeros behind it, and is not changed",
+  limit,
+  async (t) => {
+    const image = randomImage(scratchFolder(t), "odd.img", MiB + 100);
+    const before = fingerprint(image);
+    const { status, stdout, stderr } = await execInGuest(
+      `blockdev --getsize64 /dev/vda; head -c ${MiB + 100} /dev/vda | sha256sum; tail -c 412 /dev/vda | tr -d '\\000' | wc -c`,
+      drive(image),
+    );
+    assert.equal(status, 0);
+    assert.match(stderr, /^virtkit: warn: .*odd\.img: 1048676 bytes are no whole sectors/);
+    assert.deepEqual(stdout.toString().split(/\s+/).slice(0, 2), [`${MiB + 512}`, sha256OfFile(image)]);
+    assert.equal(stdout.toString().trim().split("\n").at(-1), "0");
+    assert.equal(fingerprint(image), before);
+  },
+);
 
 test("what the guest writes at random places is on the host's disk at those places", limit, async (t) => {
   const folder = scratchFolder(t);
@@ -79,26 +83,33 @@ test("an ext4 that the guest made and filled is clean on the host, though nobody
   assert.equal(made.stderr, "");
   assert.equal(made.status, 0);
   checkExt4(image);
-  const found = await execInGuest("mount /dev/vda /mnt && sha256sum </mnt/a/link && echo more >/mnt/a/more", drive(image));
+  const found = await execInGuest(
+    "mount /dev/vda /mnt && sha256sum </mnt/a/link && echo more >/mnt/a/more",
+    drive(image),
+  );
   assert.equal(found.status, 0, found.stderr);
   assert.deepEqual(found.stdout, made.stdout);
   checkExt4(image);
   assert.equal(hostTool("debugfs", "-R", "cat /a/more", image), "more\n");
 });
 
-test("an ext4 that the host made serves the guest, and is clean afterwards, though the command was killed", limit, async (t) => {
-  const folder = scratchFolder(t);
-  const image = sparseImage(folder, "disk.img", 48 * MiB);
-  hostTool("mke2fs", "-q", "-F", "-t", "ext4", image);
-  const { status, stderr } = await execInGuest(
-    "mount /dev/vda /mnt && cd /mnt && echo one >one && while :; do head -c 100000 /dev/zero >>many; done",
-    ["--exec-timeout", "1.5", ...drive(image)],
-  );
-  assert.equal(status, 124);
-  assert.match(stderr, /1500 ms/);
-  checkExt4(image);
-  assert.equal(hostTool("debugfs", "-R", "cat /one", image), "one\n");
-});
+test(
+  "an ext4 that the host made serves the guest, and is clean afterwards, though the command was killed",
+  limit,
+  async (t) => {
+    const folder = scratchFolder(t);
+    const image = sparseImage(folder, "disk.img", 48 * MiB);
+    hostTool("mke2fs", "-q", "-F", "-t", "ext4", image);
+    const { status, stderr } = await execInGuest(
+      "mount /dev/vda /mnt && cd /mnt && echo one >one && while :; do head -c 100000 /dev/zero >>many; done",
+      ["--exec-timeout", "1.5", ...drive(image)],
+    );
+    assert.equal(status, 124);
+    assert.match(stderr, /1500 ms/);
+    checkExt4(image);
+    assert.equal(hostTool("debugfs", "-R", "cat /one", image), "one\n");
+  },
+);
 
 test("a read-only disk refuses writes, and its image stays as it is", limit, async (t) => {
   const folder = scratchFolder(t);

@@ -1,6 +1,5 @@
-import { type ChildProcessByStdio, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { createRequire } from "node:module";
-import type { Readable, Writable } from "node:stream";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
 const LOADER = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href;
@@ -29,7 +28,7 @@ export interface ProgramOptions {
 /** A program that runs, what it has written so far, and what it is like at its end. */
 export class RunningProgram {
   readonly ended: Promise<ProgramResult>;
-  readonly #child: ChildProcessByStdio<Writable | null, Readable, Readable>;
+  readonly #child: ChildProcess;
   readonly #stdout: Buffer[] = [];
   readonly #stderr: Buffer[] = [];
   readonly #watchers = new Set<() => void>();
@@ -45,8 +44,8 @@ export class RunningProgram {
       stdio: [input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
     });
     this.#child = child;
-    child.stdout.on("data", (bytes: Buffer) => this.#heard(this.#stdout, bytes));
-    child.stderr.on("data", (bytes: Buffer) => this.#heard(this.#stderr, bytes));
+    child.stdout?.on("data", (bytes: Buffer) => this.#heard(this.#stdout, bytes));
+    child.stderr?.on("data", (bytes: Buffer) => this.#heard(this.#stderr, bytes));
     // A program that ends early does not read its input; the test sees that by its result.
     child.stdin?.on("error", () => {});
     if (input !== undefined && input !== "open") child.stdin?.end(input);
@@ -88,7 +87,7 @@ export class RunningProgram {
 
   /** As when a reader of a pipe ends. */
   closeOutput(): void {
-    this.#child.stdout.destroy();
+    this.#child.stdout?.destroy();
   }
 
   kill(signal: NodeJS.Signals): void {

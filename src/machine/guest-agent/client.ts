@@ -198,9 +198,12 @@ export class GuestAgentClient {
     return job.result;
   }
 
-  /** Ends everything: commands that run or wait fail. */
-  close(): void {
-    this.#closed ??= new VirtkitError("ERR_VIRTKIT_AGENT", "the machine was stopped");
+  /**
+   * Ends everything: commands that run or wait fail.
+   * @param why what the machine's end was, for their error
+   */
+  close(why = "the machine was stopped", cause?: unknown): void {
+    this.#closed ??= new VirtkitError("ERR_VIRTKIT_AGENT", why, cause === undefined ? undefined : { cause });
     this.#isReady = false;
     this.#failAll(this.#closed);
   }
