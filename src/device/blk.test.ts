@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { test } from "node:test";
 import { MemoryBlockBackend } from "../backend/block/memory.ts";
-import { BLOCK_FLUSH, BLOCK_WRITE, type BlockBackend } from "../backend/block/types.ts";
+import { BLOCK_FLUSH, BLOCK_WRITE, type BlockBackend, type BlockRequests } from "../backend/block/types.ts";
 import { BlkBatch, BlkDriver } from "../driver/blk.ts";
 import { VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT } from "../spec/blk.ts";
 import { ManualBlockBackend } from "../testing/manual-block.ts";
@@ -292,6 +292,44 @@ test("blk: own buffers come back, and are bounded: more requests than fit wait",
   }
   assert.deepEqual(await Promise.all(reads), new Array(40).fill(0));
   await close();
+});
+
+test("blk: each byte that is read is marked written once, however many parts the request has", limit, async () => {
+  const device = blkDevice(new MemoryBlockBackend({ capacity: 16 * MIB }));
+  const { driver, dma, memory, close } = await rigOf(device, { ...(RIG_CONFIGS[0] as RigConfig), fixed: false });
+  const buffer = dma.alloc(5 * MIB);
+  const parts = [buffer.slice(0, 3 * MIB), buffer.slice(3 * MIB, 2 * MIB)];
+  let marked = 0;
+  let next = buffer.address;
+  memory.observeWrites((address, length) => {
+    if (address < buffer.address || address >= buffer.address + buffer.length) return;
+    assert.equal(address, next);
+    next = address + length;
+    marked += length;
+  });
+  assert.equal(await driver.request(VIRTIO_BLK_T_IN, 0, [], parts), 0);
+  memory.observeWrites(undefined);
+  assert.equal(marked, buffer.length);
+  await close();
+});
+
+test("blk: a slot that rests holds no memory of the guest's and no own buffer", limit, async () => {
+  for (const fixed of [true, false]) {
+    let seen: BlockRequests | undefined;
+    const backend = new ManualBlockBackend({ capacity: 8 * MIB, auto: 3 });
+    const attach = backend.attach.bind(backend);
+    backend.attach = (requests, sink) => {
+      seen = requests;
+      attach(requests, sink);
+    };
+    const { driver, close } = await rigOf(blkDevice(backend), { ...(RIG_CONFIGS[0] as RigConfig), fixed });
+    await driver.write(0, new Uint8Array(MIB));
+    await driver.read(0, MIB);
+    const held = seen?.vector.flatMap(({ buffer }) => buffer.map(({ length }) => length)) ?? [];
+    assert.ok(held.length > 0);
+    assert.deepEqual(new Set(held), new Set([0]));
+    await close();
+  }
 });
 
 test("blk: neighbours are merged up to 2 MiB", limit, async () => {

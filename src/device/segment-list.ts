@@ -14,13 +14,16 @@ export class SegmentList {
   readonly length: number[] = [];
   #at = 0;
   #inside = 0;
+  /** How far {@link markMoved} has come. */
+  #markedAt = 0;
+  #markedInside = 0;
 
   clear(): void {
     // A request of very many pieces is rare: do not keep its arrays.
     if (this.count > 1024) this.region.length = this.offset.length = this.length.length = 0;
     this.count = 0;
-    this.#at = 0;
-    this.#inside = 0;
+    this.#at = this.#inside = 0;
+    this.#markedAt = this.#markedInside = 0;
   }
 
   add(region: MemoryRegion, offset: number, length: number): void {
@@ -101,10 +104,16 @@ export class SegmentList {
     return true;
   }
 
-  /** Marks all of it written, for data that a back end put there. */
-  markWritten(memory: GuestMemory): void {
-    for (let i = 0; i < this.count; i++)
-      memory.markWritten((this.region[i] as MemoryRegion).base + (this.offset[i] as number), this.length[i] as number);
+  /** Marks written what went into a vector since the last time, for data that a back end put there. */
+  markMoved(memory: GuestMemory): void {
+    for (let i = this.#markedAt; i < this.count && i <= this.#at; i++) {
+      const end = i < this.#at ? (this.length[i] as number) : this.#inside;
+      const start = (this.offset[i] as number) + this.#markedInside;
+      if (end > this.#markedInside)
+        memory.markWritten((this.region[i] as MemoryRegion).base + start, end - this.#markedInside);
+      this.#markedAt = i < this.#at ? i + 1 : i;
+      this.#markedInside = i < this.#at ? 0 : end;
+    }
   }
 
   #piece(wanted: number): number {

@@ -20,6 +20,8 @@ export const BLOCK_UNSUPPORTED = 2;
 /** Most pieces of a vector: the operating system's limit on one vectored call (IOV_MAX). */
 export const BLOCK_MAX_PIECES = 1024;
 
+const NOTHING = new Uint8Array(0);
+
 /** Where a request's bytes come from or go to: pieces of buffers, in order. Grows as needed, is never shrunk. */
 export class IoVector {
   count = 0;
@@ -27,7 +29,9 @@ export class IoVector {
   readonly offset: number[] = [];
   readonly length: number[] = [];
 
+  /** Empties it and lets go of the buffers: a slot may wait long for its next use. */
   clear(): void {
+    for (let i = 0; i < this.count; i++) this.buffer[i] = NOTHING;
     this.count = 0;
   }
 

@@ -164,7 +164,10 @@ export class BlkIo {
     const head = this.#open;
     if (head !== NONE && io.op[head] === op && this.#openEnd === offset && this.#join(head, slot, bytes)) return;
     io.offset[slot] = offset;
-    this.#enqueue(slot, op, Math.min(bytes, MAX_IO_BYTES));
+    if (!this.#enqueue(slot, op, Math.min(bytes, MAX_IO_BYTES))) {
+      this.#finishAll(slot, op, BLOCK_IO_ERROR);
+      return;
+    }
     if (bytes > MAX_IO_BYTES) return;
     this.#open = slot;
     this.#openEnd = offset + bytes;
@@ -253,6 +256,7 @@ export class BlkIo {
     const table = this.#table;
     if (table.busy[slot] !== 1 || table.io.generation[slot] !== generation) return;
     table.busy[slot] = 0;
+    table.io.vector[slot]?.clear();
     const op = table.io.op[slot] as number;
     if (table.disowned[slot] === 1) {
       table.disowned[slot] = 0;
@@ -291,7 +295,7 @@ export class BlkIo {
       const list = segments[request] as SegmentList;
       if (running[request]?.live !== true) continue;
       if (buffer === undefined) {
-        if (this.#host.memory.observed) list.markWritten(this.#host.memory);
+        if (this.#host.memory.observed) list.markMoved(this.#host.memory);
       } else if (ok) ok = list.copyFrom(buffer, Math.min(bytes[request] as number, last), this.#host.memory);
     }
     return ok;
