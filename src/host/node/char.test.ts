@@ -289,6 +289,23 @@ test("socket: a client connects again after the connection was lost", limit, asy
   server.close();
 });
 
+test("closing does not wait for ever for a reader that does not read", limit, async () => {
+  const path = newPath();
+  const fifo = newPath();
+  execFileSync("mkfifo", [`${fifo}.in`, `${fifo}.out`]);
+  const server = await openSocketChar({ address: { path }, server: true, wait: false, environment });
+  const socket = net.connect(path);
+  socket.on("error", () => undefined);
+  await turns(() => server.connected);
+  for (const backend of [server, await openPipeChar(fifo)]) {
+    new CharClient(backend);
+    // More than any buffer of the system's holds: what it has not taken stays in the stream.
+    assert.equal(backend.write(new Uint8Array(64 * 1024 * 1024)), 64 * 1024 * 1024);
+    await backend.close();
+  }
+  socket.destroy();
+});
+
 test("what cannot be opened is refused by its option", limit, async () => {
   const missing = join(folder, "no", "such");
   await assert.rejects(openFileChar({ path: missing, environment }), {

@@ -2,6 +2,9 @@ import type { Readable, Writable } from "node:stream";
 import { AttachedSink } from "../../backend/char/attached.ts";
 import type { CharBackend, CharSink } from "../../backend/char/types.ts";
 
+/** Milliseconds that a reader gets for the last bytes when the back end is closed. */
+const LINGER = 1000;
+
 /**
  * A character back end over Node streams, which may come and go (a server's clients). Both directions keep their streams' own
  * bounds: what the guest does not take is left unread, and while the output is full the guest's bytes are not taken. Without an
@@ -73,6 +76,7 @@ export class StreamCharBackend implements CharBackend {
 
   guestOpen(_open: boolean): void {}
 
+  /** Resolves when the output has taken everything, or a second later: its reader may never read again. */
   async close(): Promise<void> {
     const input = this.#input;
     const output = this.#output;
@@ -80,9 +84,14 @@ export class StreamCharBackend implements CharBackend {
     if (!Object.is(input, output)) input?.destroy();
     if (output === undefined || output.destroyed) return;
     await new Promise<void>((resolve) => {
-      output.once("close", resolve);
-      output.once("error", () => resolve());
-      output.end(() => resolve());
+      const timer = setTimeout(() => output.destroy(), LINGER);
+      const done = (): void => {
+        clearTimeout(timer);
+        resolve();
+      };
+      output.once("close", done);
+      output.once("error", done);
+      output.end(done);
     });
   }
 
