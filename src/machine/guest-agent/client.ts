@@ -1,6 +1,7 @@
 import type { CharBackend } from "../../backend/char/types.ts";
 import { VirtkitError } from "../../common/error.ts";
 import { buildCommand, type CommandOptions } from "./command.ts";
+import { GatheredBytes } from "./gathered-bytes.ts";
 import { MARK_START, MarkScanner } from "./mark-scanner.ts";
 import { AGENT_PORT_NAMES, IncomingPort, OutgoingPort } from "./ports.ts";
 
@@ -52,16 +53,6 @@ const makeMark = (): string => {
   return String.fromCharCode(MARK_START) + Array.from(random, (byte) => byte.toString(16).padStart(2, "0")).join("");
 };
 
-const concat = (chunks: readonly Uint8Array[]): Uint8Array => {
-  const out = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.length, 0));
-  let at = 0;
-  for (const chunk of chunks) {
-    out.set(chunk, at);
-    at += chunk.length;
-  }
-  return out;
-};
-
 async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
   yield bytes;
 }
@@ -73,13 +64,12 @@ class Job {
   readonly command: Uint8Array;
   readonly options: ExecOptions;
   readonly result: Promise<ExecResult>;
-  readonly stdout: Uint8Array[] = [];
-  readonly stderr: Uint8Array[] = [];
+  readonly stdout = new GatheredBytes();
+  readonly stderr = new GatheredBytes();
   status: number | undefined;
   isStarted = false;
   isKilled = false;
   isIdle = false;
-  gathered = 0;
   /** Handlers' promises not settled yet. */
   pending = 0;
   resolve: (result: ExecResult) => void = () => {};
@@ -262,16 +252,14 @@ export class GuestAgentClient {
   #output(
     job: Job,
     port: IncomingPort,
-    into: Uint8Array[],
+    into: GatheredBytes,
     handler: OutputHandler | undefined,
     bytes: Uint8Array,
   ): void {
     if (job.isSettled) return;
-    const own = bytes.slice();
     if (!handler) {
-      job.gathered += own.length;
       const limit = job.options.maxOutput ?? DEFAULT_MAX_OUTPUT;
-      if (job.gathered <= limit) into.push(own);
+      if (job.stdout.length + job.stderr.length + bytes.length <= limit) into.add(bytes);
       else {
         const message = `the command wrote more than ${limit} bytes; raise maxOutput or take the output with onStdout and onStderr`;
         this.#kill(job, new VirtkitError("ERR_VIRTKIT_EXEC_OUTPUT", message));
@@ -280,7 +268,7 @@ export class GuestAgentClient {
     }
     let wait: void | Promise<void>;
     try {
-      wait = handler(own);
+      wait = handler(bytes.slice());
     } catch (cause) {
       this.#kill(job, cause);
       return;
@@ -320,7 +308,7 @@ export class GuestAgentClient {
     }
     if (job.isSettled) return;
     this.#end(job);
-    job.resolve({ status: job.status ?? 0, stdout: concat(job.stdout), stderr: concat(job.stderr) });
+    job.resolve({ status: job.status ?? 0, stdout: job.stdout.join(), stderr: job.stderr.join() });
   }
 
   #end(job: Job): void {
