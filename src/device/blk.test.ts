@@ -376,6 +376,31 @@ test("blk: the driver keeps to SIZE_MAX and SEG_MAX", limit, async () => {
   await close();
 });
 
+test("blk: a request that never fits the queue is refused, and nobody behind it suffers", limit, async () => {
+  const backend = new ManualBlockBackend({ capacity: MIB });
+  const { driver, dma, close } = await rigOf(blkDevice(backend, { queueSize: 8 }));
+  const buffer = dma.alloc(512);
+  const read = (pieces: number) => driver.request(VIRTIO_BLK_T_IN, 0, [], new Array(pieces).fill(buffer));
+  for (let i = 0; i < 10; i++) await assert.rejects(read(20), { code: "ERR_VIRTKIT_CHAIN" });
+  // The ring is full now, so these wait.
+  const first = Array.from({ length: 8 }, () => read(1));
+  const waiting = [read(20), read(1)];
+  const settled = Promise.allSettled([...first, ...waiting]);
+  let done = false;
+  void settled.then(() => {
+    done = true;
+  });
+  while (!done) {
+    backend.answerAll();
+    await turns();
+  }
+  assert.deepEqual(
+    (await settled).map(({ status }) => status),
+    [...first.map(() => "fulfilled"), "rejected", "fulfilled"],
+  );
+  await close();
+});
+
 test("blk: configuration as QEMU lays it out", limit, async () => {
   const backend = new ManualBlockBackend({ capacity: 64 * MIB, auto: "ordered" });
   const options = { numQueues: 4, logicalBlockSize: 1024, physicalBlockSize: 4096, minIoSize: 4096, optIoSize: 65536 };

@@ -220,7 +220,8 @@ export class BlkDriver extends VirtioDriver {
   /**
    * One request over the caller's own DMA buffers, as it is: the caller keeps to {@link limits}. Resolves with the
    * device's status, VIRTIO_BLK_S_*.
-   * @throws ERR_VIRTKIT_RESET when the device was reset before it used the request, ERR_VIRTKIT_BLK_RANGE for too many segments
+   * @throws ERR_VIRTKIT_RESET when the device was reset before it used the request, ERR_VIRTKIT_BLK_RANGE for too many
+   * segments, ERR_VIRTKIT_CHAIN when it does not fit the queue
    */
   request(type: number, sector: number, out: readonly DmaSegment[], in_: readonly DmaSegment[]): Promise<number> {
     return new Promise((resolve, reject) => {
@@ -343,9 +344,16 @@ export class BlkDriver extends VirtioDriver {
     for (const segment of out) add(segment.address, segment.length);
     for (const segment of in_) add(segment.address, segment.length);
     add(slots.statusAddress(slot), 1);
-    if (!queue.add(this.#sg, 0, 1 + out.length, in_.length + 1, slot)) {
+    try {
+      if (!queue.add(this.#sg, 0, 1 + out.length, in_.length + 1, slot)) {
+        slots.giveBack(slot);
+        return false;
+      }
+    } catch (error) {
+      // It can never fit. It is dealt with then, so that nobody behind it waits for it.
       slots.giveBack(slot);
-      return false;
+      reject(error instanceof Error ? error : new Error(String(error)));
+      return true;
     }
     slots.setWaiter(slot, { resolve, reject });
     queue.kick();
