@@ -1,9 +1,10 @@
 import { VirtkitError } from "../../common/error.ts";
+import { Events } from "../../common/events.ts";
 import type { GuestMemory } from "../../memory/guest-memory.ts";
 import { PCI_INTERRUPT_LINE } from "../../spec/pci.ts";
 import type { PciFunction, PciHost } from "../../transport/pci/function.ts";
 import { Board } from "./board.ts";
-import { Events, type ResetCause, type V86EngineEvents } from "./events.ts";
+import type { ResetCause, V86EngineEvents } from "./events.ts";
 import { createInstance } from "./instance.ts";
 import type { V86Instance } from "./internals.ts";
 import { Interrupts } from "./interrupts.ts";
@@ -39,7 +40,7 @@ export class V86Engine {
   readonly memory: GuestMemory;
   readonly #options: PcOptions;
   readonly #scheduler: Scheduler;
-  readonly #events = new Events();
+  readonly #events = new Events<V86EngineEvents>();
   readonly #board: Board;
   readonly #io: IoMap;
   readonly #config: PciConfig;
@@ -75,9 +76,14 @@ export class V86Engine {
     const boot = options.state === undefined ? await resolveBoot(options.boot, pc.memorySize) : undefined;
     const instance = await createInstance({ ...pc, library, intercept: (imports) => board.install(imports, io) });
     const engine = new V86Engine({ ...pc, library }, instance, board, io, options.scheduler ?? defaultScheduler());
-    engine.#powerOn(boot);
-    if (options.state !== undefined) engine.#restore(options.state);
-    return engine;
+    try {
+      engine.#powerOn(boot);
+      if (options.state !== undefined) engine.#restore(options.state);
+      return engine;
+    } catch (error) {
+      await engine.destroy();
+      throw error;
+    }
   }
 
   private constructor(options: PcOptions, instance: V86Instance, board: Board, io: IoMap, scheduler: Scheduler) {
@@ -107,7 +113,7 @@ export class V86Engine {
   }
 
   /** Adds a listener; returns what removes it. */
-  on<K extends keyof V86EngineEvents>(name: K, listener: V86EngineEvents[K]): () => void {
+  on<Name extends keyof V86EngineEvents>(name: Name, listener: (...values: V86EngineEvents[Name]) => void): () => void {
     return this.#events.on(name, listener);
   }
 

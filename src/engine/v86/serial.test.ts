@@ -28,3 +28,7 @@ test("input goes in bursts, each when the one before was read", LIMIT, () => {
   }
   assert.deepEqual(read, [...bytes]);
 });
+
+test("input of any size is queued", { timeout: 20_000 }, () => {
+  assert.equal(new Serial(1).send(0, new Uint8Array(64 << 20)), true);
+});

@@ -20,7 +20,7 @@ export class Serial {
   send(port: number, bytes: Uint8Array): boolean {
     const target = this.#ports[port];
     if (target === undefined) return false;
-    target.pending.push(...chunks(bytes));
+    for (let at = 0; at < bytes.length; at += BURST) target.pending.push(bytes.slice(at, at + BURST));
     return true;
   }
 
@@ -87,10 +87,4 @@ class Port {
     const devices = this.#instance?.v86.cpu.devices;
     return devices === undefined ? undefined : [devices.uart0, devices.uart1, devices.uart2, devices.uart3][this.index];
   }
-}
-
-function chunks(bytes: Uint8Array): Uint8Array[] {
-  const parts: Uint8Array[] = [];
-  for (let at = 0; at < bytes.length; at += BURST) parts.push(bytes.slice(at, at + BURST));
-  return parts;
 }
