@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import * as fs from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { after, test } from "node:test";
 import { BLOCK_FLUSH, BLOCK_IO_ERROR, BLOCK_OK, BLOCK_READ, BLOCK_WRITE } from "../../backend/block/types.ts";
 import { BlkDevice } from "../../device/blk.ts";
@@ -242,13 +242,29 @@ test("file: images that cannot be used are refused with a reason and a way out",
   await (await open(path)).close();
 });
 
-test("file: no permission is told apart", {
-  ...limit,
-  skip: process.getuid?.() === 0 && "root may write everything",
-}, async () => {
+test("file: no permission is told apart", limit, async () => {
   const path = imageOf(4096);
   fs.chmodSync(path, 0o444);
-  await assert.rejects(open(path), { code: "ERR_VIRTKIT_IMAGE_PERMISSION", message: /readonly=on/ });
+  await asNobody(path, async () => {
+    await assert.rejects(open(path), { code: "ERR_VIRTKIT_IMAGE_PERMISSION", message: /readonly=on/ });
+    fs.chmodSync(path, 0);
+    await assert.rejects(open(path, { readOnly: true }), { code: "ERR_VIRTKIT_IMAGE_PERMISSION" });
+  });
+});
+
+/** Root may write everything, so a test of permissions that runs as root has to be somebody else for a while, who owns `path`. */
+async function asNobody(path: string, work: () => Promise<void>): Promise<void> {
+  if (process.seteuid === undefined || process.getuid?.() !== 0) return work();
+  const nobody = 65534;
+  fs.chmodSync(dirname(path), 0o755);
+  fs.chownSync(path, nobody, nobody);
+  process.seteuid(nobody);
+  try {
+    await work();
+  } finally {
+    process.seteuid(0);
+  }
+}
   fs.chmodSync(path, 0);
   await assert.rejects(open(path, { readOnly: true }), { code: "ERR_VIRTKIT_IMAGE_PERMISSION" });
 });
