@@ -265,6 +265,4 @@ async function asNobody(path: string, work: () => Promise<void>): Promise<void> 
     process.seteuid(0);
   }
 }
-  fs.chmodSync(path, 0);
-  await assert.rejects(open(path, { readOnly: true }), { code: "ERR_VIRTKIT_IMAGE_PERMISSION" });
 });
