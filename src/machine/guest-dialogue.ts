@@ -41,14 +41,15 @@ export class GuestDialogue {
 
   /** Takes bytes of the line; returns the part that belongs to the guest's user. */
   filter(bytes: Uint8Array): Uint8Array {
-    for (let i = 0; i < bytes.length; i++) {
-      if (this.#open) return bytes.subarray(i);
+    let i = 0;
+    for (; i < bytes.length && !this.#open; i++) {
       const byte = bytes[i] as number;
-      this.#tail = (this.#tail + String.fromCharCode(byte)).slice(-TAIL_MAX);
       if (byte !== 0x0a) this.#line = this.#line.length < LINE_MAX ? this.#line + String.fromCharCode(byte) : "";
       else this.#endLine();
     }
-    return bytes.subarray(bytes.length);
+    const last = bytes.subarray(Math.max(0, i - TAIL_MAX), i);
+    this.#tail = (this.#tail + String.fromCharCode(...last)).slice(-TAIL_MAX);
+    return bytes.subarray(i);
   }
 
   #endLine(): void {
