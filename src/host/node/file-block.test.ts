@@ -265,4 +265,3 @@ async function asNobody(path: string, work: () => Promise<void>): Promise<void> 
     process.seteuid(0);
   }
 }
-});
