@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto";
 import { test } from "node:test";
 import { MemoryBlockBackend } from "../backend/block/memory.ts";
 import { BLOCK_FLUSH, BLOCK_WRITE, type BlockBackend, type BlockRequests } from "../backend/block/types.ts";
+import { SILENT } from "../common/environment.ts";
 import { BlkBatch, BlkDriver } from "../driver/blk.ts";
 import { VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT } from "../spec/blk.ts";
 import { ManualBlockBackend } from "../testing/manual-block.ts";
@@ -398,6 +399,25 @@ test("blk: a request that never fits the queue is refused, and nobody behind it 
     (await settled).map(({ status }) => status),
     [...first.map(() => "fulfilled"), "rejected", "fulfilled"],
   );
+  await close();
+});
+
+test("blk: a back end that throws costs the guest an I/O error, and nothing else", limit, async () => {
+  const backend = new MemoryBlockBackend({ capacity: MIB });
+  const device = blkDevice(backend, { environment: { ...testEnvironment, log: SILENT } });
+  const { driver, close } = await rigOf(device);
+  const submit = backend.submit.bind(backend);
+  backend.submit = (slots, count) => {
+    submit(slots, count - 1);
+    throw new Error("broken");
+  };
+  await assert.rejects(driver.write(0, new Uint8Array(512)), { code: "ERR_VIRTKIT_BLK_IO" });
+  await assert.rejects(driver.flush(), { code: "ERR_VIRTKIT_BLK_IO" });
+  backend.submit = submit;
+  await driver.write(0, new Uint8Array(512).fill(1));
+  assert.equal((await driver.read(0, 512))[511], 1);
+  assert.equal(device.inFlight, 0);
+  assert.equal(device.stats.errors, 2);
   await close();
 });
 

@@ -80,6 +80,8 @@ export class BlkDevice extends DeviceCore {
   /** Queues whose chains wait for room. */
   #parked: RunningQueue[] = [];
   #resumeDeferred = false;
+  /** It was logged that the back end threw. */
+  #backendThrew = false;
   #drains: { index: number | undefined; resolve: () => void }[] = [];
 
   /** @throws ERR_VIRTKIT_BLK_OPTION for a property out of range */
@@ -195,6 +197,11 @@ export class BlkDevice extends DeviceCore {
       resized: (capacity) => {
         this.#capacity = capacity;
         this.config.update((view) => writeCapacity(view, capacity));
+      },
+      threw: (error) => {
+        if (!this.#backendThrew)
+          this.environment.log.log("error", `${this.name}: ${this.#backend.name}: ${String(error)}`);
+        this.#backendThrew = true;
       },
       deferred: () => this.#deferResume(),
     };

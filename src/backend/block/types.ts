@@ -99,7 +99,7 @@ export interface BlockBackend {
   /**
    * Begins the requests in `slots[0..count)`, without blocking the thread. Ranges are within the capacity and aligned,
    * vectors have at most {@link BLOCK_MAX_PIECES} pieces. `slots` is the caller's again after the call. What changes the disk
-   * fails on a read-only back end; a flush there is BLOCK_OK.
+   * fails on a read-only back end; a flush there is BLOCK_OK. What cannot be done is a result, never an exception.
    */
   submit(slots: ArrayLike<number>, count: number): void;
   /** Waits for what is in flight, flushes if writable, lets go of the file. Idempotent. */

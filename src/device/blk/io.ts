@@ -52,6 +52,8 @@ export interface BlkIoHost {
   /** A completion came outside `submit`. */
   completed(): void;
   resized(capacity: number): void;
+  /** The back end threw, which it must not. The guest gets I/O errors. */
+  threw(error: unknown): void;
   /** Asks for {@link BlkIo.nextTurn} in a later turn. */
   deferred(): void;
 }
@@ -228,7 +230,21 @@ export class BlkIo {
       this.#pending = this.#spare;
       this.#spare = slots;
       this.#pendingCount = 0;
-      this.#backend.submit(slots, count);
+      try {
+        this.#backend.submit(slots, count);
+      } catch (error) {
+        this.#host.threw(error);
+        this.#failAll(slots, count);
+      }
+    }
+  }
+
+  /** Answers what of a batch the back end has not answered. */
+  #failAll(slots: Int32Array, count: number): void {
+    const { generation } = this.#table.io;
+    for (let i = 0; i < count; i++) {
+      const slot = slots[i] as number;
+      this.#complete(slot, generation[slot] as number, BLOCK_IO_ERROR);
     }
   }
 
