@@ -3,19 +3,30 @@ import type { CharBackend, CharSink } from "../backend/char/types.ts";
 /** Bytes that wait for a slow back end; a UART has no way to hold the guest back, so what is beyond is lost, as on a real line. */
 const BACKLOG_MAX = 1 << 20;
 
+/** Input that may wait for the guest; a back end keeps what is beyond until there is room. */
+const INPUT_MAX = 64 * 1024;
+
+/** The guest's end of the line, as the engine has it. */
+export interface SerialInput {
+  /** Queues bytes for the guest. */
+  send(bytes: Uint8Array): void;
+  /** Bytes that are queued. */
+  waiting(): number;
+}
+
 /** A serial port of the machine with a character back end at its other end. */
 export class SerialPort implements CharSink {
   readonly #backend: CharBackend;
-  readonly #send: (bytes: Uint8Array) => void;
+  readonly #input: SerialInput;
+  #refused = false;
   #backlog: Uint8Array[] = [];
   #waiting = 0;
   /** Bytes that were lost because the back end was too slow. */
   lost = 0;
 
-  /** @param send gives the guest bytes; they are queued */
-  constructor(backend: CharBackend, send: (bytes: Uint8Array) => void) {
+  constructor(backend: CharBackend, input: SerialInput) {
     this.#backend = backend;
-    this.#send = send;
+    this.#input = input;
     backend.attach(this);
     backend.guestOpen(true);
   }
@@ -34,8 +45,17 @@ export class SerialPort implements CharSink {
   }
 
   receive(bytes: Uint8Array): number {
-    this.#send(bytes.slice());
-    return bytes.length;
+    const taken = Math.min(bytes.length, Math.max(0, INPUT_MAX - this.#input.waiting()));
+    this.#refused = taken < bytes.length;
+    if (taken > 0) this.#input.send(bytes.slice(0, taken));
+    return taken;
+  }
+
+  /** The guest has been given all that was queued. */
+  drained(): void {
+    if (!this.#refused) return;
+    this.#refused = false;
+    this.#backend.drained();
   }
 
   setOpen(_open: boolean): void {}

@@ -248,6 +248,7 @@ export class VirtualMachine {
     }
     this.#engine = engine;
     engine.on("serial", (port, bytes) => this.#received(port, bytes));
+    engine.on("serialDrained", (port) => this.#serials[port]?.drained());
     engine.on("poweroff", () => void this.#finish("poweroff"));
     engine.on("fault", (error) => void this.#finish("fault", error));
     engine.on("reset", () => {
@@ -268,7 +269,12 @@ export class VirtualMachine {
     }
     this.#tree = machine;
     this.#serials = machine.serials.map((chardev, port) =>
-      chardev === undefined ? undefined : new SerialPort(chardev.backend, (bytes) => engine.sendSerial(port, bytes)),
+      chardev === undefined
+        ? undefined
+        : new SerialPort(chardev.backend, {
+            send: (bytes) => engine.sendSerial(port, bytes),
+            waiting: () => engine.serialWaiting(port),
+          }),
     );
   }
 

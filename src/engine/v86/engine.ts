@@ -54,6 +54,8 @@ export class V86Engine {
   #state: V86EngineState = "stopped";
   /** The CPU is executing, so we are inside a handler. */
   #inGuest = false;
+  /** Serial ports whose input ran out in this turn. */
+  readonly #emptied: number[] = [];
   #interruptPending = false;
   #turn: unknown;
   /** The next turn is a time-out, which an interrupt cuts short. */
@@ -199,6 +201,11 @@ export class V86Engine {
     if (!this.#serial.send(port, bytes))
       throw new VirtkitError("ERR_VIRTKIT_OPTION", `the machine has no serial port ${port}: raise serialPorts`);
     this.#wake();
+  }
+
+  /** Bytes given to {@link sendSerial} that still wait for the guest to read; at 0 the event `serialDrained` tells. */
+  serialWaiting(port: number): number {
+    return this.#serial.waiting(port);
   }
 
   /**
@@ -356,7 +363,7 @@ export class V86Engine {
     let delay = 0;
     this.#inGuest = true;
     try {
-      this.#serial.feed();
+      this.#serial.feed((port) => this.#emptied.push(port));
       if (this.#interruptPending) {
         this.#interruptPending = false;
         this.#machine().cpu.handle_irqs();
@@ -379,6 +386,7 @@ export class V86Engine {
     if (this.#state === "running" && this.#resetting === undefined)
       this.#schedule(this.#interruptPending || this.#serial.hungry ? 0 : delay);
     this.#serial.flush((port, bytes) => this.#events.emit("serial", port, bytes));
+    for (const port of this.#emptied.splice(0)) this.#events.emit("serialDrained", port);
     const request = this.#board.takeRequest();
     if (request !== undefined) this.#obey(request);
   }

@@ -5,6 +5,8 @@ export type ResetCause = "guest" | "triple-fault";
 export interface V86EngineEvents {
   /** The guest wrote to COM1 (port 0) .. COM4 (port 3). The bytes are the listener's own. */
   serial: [port: number, bytes: Uint8Array];
+  /** The guest has been given all input of a serial port. */
+  serialDrained: [port: number];
   /** ACPI S5: the guest switched itself off. The engine has stopped. */
   poweroff: [];
   /**

@@ -19,14 +19,19 @@ test("input goes in bursts, each when the one before was read", LIMIT, () => {
   assert.equal(serial.hungry, false, "nothing to feed yet");
   serial.follow(instance);
   const read: number[] = [];
+  const emptied: number[] = [];
+  assert.equal(serial.waiting(0), 600);
   while (serial.hungry) {
-    serial.feed();
-    serial.feed();
+    assert.equal(emptied.length, 0);
+    serial.feed((port) => emptied.push(port));
+    serial.feed((port) => emptied.push(port));
     assert.ok(input.length > 0 && input.length <= 256);
     assert.equal(serial.hungry, false, "until the guest has read it");
     read.push(...input.splice(0));
   }
   assert.deepEqual(read, [...bytes]);
+  assert.deepEqual(emptied, [0], "told once, when the last burst went");
+  assert.equal(serial.waiting(0), 0);
 });
 
 test("input of any size is queued", { timeout: 20_000 }, () => {

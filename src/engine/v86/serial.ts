@@ -24,9 +24,14 @@ export class Serial {
     return true;
   }
 
-  /** Gives the guest input where it has read the last; true when there is more to come and room for it. */
-  feed(): void {
-    for (const port of this.#ports) port.feed();
+  /** Bytes of input that the guest has not been given yet. */
+  waiting(port: number): number {
+    return (this.#ports[port]?.pending ?? []).reduce((sum, bytes) => sum + bytes.length, 0);
+  }
+
+  /** Gives the guest input where it has read the last; calls `emptied` for a port that has no more. */
+  feed(emptied: (port: number) => void): void {
+    for (const port of this.#ports) if (port.feed() && port.pending.length === 0) emptied(port.index);
   }
 
   /** True when a port has input waiting and its guest has read what it got. */
@@ -70,10 +75,12 @@ class Port {
     return this.#uart()?.input.length === 0;
   }
 
-  feed(): void {
+  /** True when it gave something. */
+  feed(): boolean {
     const bytes = this.drained ? this.pending.shift() : undefined;
-    if (bytes === undefined) return;
+    if (bytes === undefined) return false;
     for (const byte of bytes) this.#instance?.bus.send(`serial${this.index}-input`, byte);
+    return true;
   }
 
   take(): Uint8Array | undefined {
