@@ -46,8 +46,8 @@ export interface ConsoleDeviceOptions {
   /** Let the guest write single characters to port 0 without any queue. Default true. */
   readonly emergencyWrite?: boolean;
   /**
-   * Order of the two numbers in a RESIZE message. The specification (the default, "cols-rows") and Linux before 6.15, which
-   * takes "rows-cols", differ.
+   * Order of the two numbers in a RESIZE message. Linux takes them as the specification has them (the default, "cols-rows") since
+   * 6.15 and in stable releases of 2025 and later, Debian 12's among them; older kernels take "rows-cols".
    */
   readonly resizeOrder?: "cols-rows" | "rows-cols";
 }

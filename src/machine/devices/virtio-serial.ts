@@ -157,8 +157,6 @@ export function registerVirtioSerial(registry: TypeRegistry): void {
         ringFeatures: device.ringFeatures,
         maxPorts: device.get(MAX_PORTS),
         emergencyWrite: device.get(EMERGENCY_WRITE),
-        // Linux before 6.15 takes the fields the other way round than the standard has them, and all guests of v86 are older.
-        resizeOrder: "rows-cols",
       });
       device.addBus(SERIAL_BUS, device.face.id === undefined ? undefined : `${device.face.id}.0`);
     },
