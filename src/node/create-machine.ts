@@ -5,10 +5,12 @@ import { readV86Wasm } from "../engine/v86/wasm-file.ts";
 import { NodeBackends } from "../host/node/backend-factory.ts";
 import { createEnvironment, createLogger } from "../host/node/environment.ts";
 import type { OnGuestProgress } from "../host/node/guest/index.ts";
+import { checkImage } from "../host/node/image-file.ts";
 import { cacheOf, type DeviceOptions, type DriveOptions, type MachineDescription } from "../machine/description.ts";
 import { checkDescription } from "../machine/machine-builder.ts";
 import type { TypeRegistry } from "../machine/object-model/registry.ts";
 import { createTypeRegistry } from "../machine/types.ts";
+import { blameAsync } from "../machine/usage-error.ts";
 import { VirtualMachine } from "../machine/virtual-machine.ts";
 import { type BootSource, prepareBoot } from "./boot.ts";
 
@@ -116,6 +118,9 @@ export async function assembleMachine(options: AssembleOptions): Promise<Virtual
   const { description, environment } = options;
   const registry = options.registry ?? createTypeRegistry();
   checkDescription(description, registry);
+  // Before a guest is prepared, which may take a download.
+  for (const { option, source, readOnly } of description.drives)
+    if ("file" in source) await blameAsync(option, () => checkImage(source.file, readOnly));
   const files = await prepareBoot({
     source: options.source,
     memory: description.memory,

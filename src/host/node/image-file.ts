@@ -35,10 +35,7 @@ const inUse = new Map<string, { readers: number; writer: boolean }>();
 export async function openImage(options: ImageOptions): Promise<ImageFile> {
   const { path, readOnly, locking } = options;
   // Before it is opened: opening a FIFO would wait for somebody at its other end.
-  checkKind(
-    path,
-    await fs.promises.stat(path).catch((error: NodeJS.ErrnoException) => rejected(path, readOnly, error)),
-  );
+  await checkImage(path, readOnly);
   const flags = readOnly ? fs.constants.O_RDONLY : fs.constants.O_RDWR;
   const fd = await open(path, flags).catch((error: NodeJS.ErrnoException) => rejected(path, readOnly, error));
   try {
@@ -59,6 +56,14 @@ export async function openImage(options: ImageOptions): Promise<ImageFile> {
     fs.closeSync(fd);
     throw error;
   }
+}
+
+/** Whether there is an image at all, without opening it. @throws ERR_VIRTKIT_IMAGE_MISSING, _DIRECTORY, _PERMISSION, _KIND or _OPEN */
+export async function checkImage(path: string, readOnly: boolean): Promise<void> {
+  checkKind(
+    path,
+    await fs.promises.stat(path).catch((error: NodeJS.ErrnoException) => rejected(path, readOnly, error)),
+  );
 }
 
 function open(path: string, flags: number): Promise<number> {
