@@ -138,9 +138,8 @@ test("bad input is found before a guest is prepared or a cache is made", limit, 
     ["-drive", "file=none.img,format=raw"],
     ["-kernel", "none"],
     ["-kernel", "/dev/null", "-initrd", "none"],
-    [..."-device virtio-rng-pci,addr=5 -device virtio-rng-pci,addr=5".split(" ")],
-    ["-device", "virtio-blk-pci,drive=nothing"],
-    ["-m", "1"],
+    ["-drive", "file=/,format=raw"],
+    [..."-device virtio-rng-pci,id=a -device virtio-rng-pci,id=a".split(" ")],
   ];
   for (const args of cases) {
     const { status, stderr } = await virtkit(["run", "--cache", join(folder, "cache"), ...args], { cwd: folder });

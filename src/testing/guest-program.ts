@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createRequire } from "node:module";
+import { after } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
 const LOADER = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href;
@@ -25,6 +26,13 @@ export interface ProgramOptions {
   readonly input?: string | Uint8Array | "open";
 }
 
+const running = new Set<RunningProgram>();
+
+// A test that failed or ran out of time leaves its program behind, which would keep the test's process alive.
+after(() => {
+  for (const program of running) program.kill("SIGKILL");
+});
+
 /** A program that runs, what it has written so far, and what it is like at its end. */
 export class RunningProgram {
   readonly ended: Promise<ProgramResult>;
@@ -44,6 +52,7 @@ export class RunningProgram {
       stdio: [input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
     });
     this.#child = child;
+    running.add(this);
     child.stdout?.on("data", (bytes: Buffer) => this.#heard(this.#stdout, bytes));
     child.stderr?.on("data", (bytes: Buffer) => this.#heard(this.#stderr, bytes));
     // A program that ends early does not read its input; the test sees that by its result.
@@ -53,6 +62,7 @@ export class RunningProgram {
       child.on("error", reject);
       child.on("close", (status, signal) => {
         this.#isOver = true;
+        running.delete(this);
         for (const watcher of this.#watchers) watcher();
         resolve({
           status: status ?? undefined,
