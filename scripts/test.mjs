@@ -10,6 +10,7 @@ import { join, relative } from "node:path";
 import { run } from "node:test";
 import { spec } from "node:test/reporters";
 import { fileURLToPath, pathToFileURL } from "node:url";
+import { installTestTools } from "./test-tools.mjs";
 
 // Milliseconds for a whole file; each case has a shorter limit of its own.
 const UNIT_FILE_LIMIT = 600_000;
@@ -32,6 +33,7 @@ const unit = files.filter((name) => !name.endsWith(".guest.test.ts"));
 const loader = pathToFileURL(createRequire(import.meta.url).resolve("tsx")).href;
 process.env.NODE_OPTIONS = `${process.env.NODE_OPTIONS ?? ""} --import ${loader}`.trim();
 
+installTestTools();
 await runFiles(unit, Math.max(1, availableParallelism()), UNIT_FILE_LIMIT);
 if (guest.length > 0) prepareGuest();
 await runFiles(guest, 1, GUEST_FILE_LIMIT);
