@@ -1,6 +1,7 @@
 import type { BlockBackend } from "../backend/block/types.ts";
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
+import { checkMemorySize } from "../engine/v86/index.ts";
 import { readV86Wasm } from "../engine/v86/wasm-file.ts";
 import { NodeBackends } from "../host/node/backend-factory.ts";
 import { createEnvironment, createLogger } from "../host/node/environment.ts";
@@ -9,6 +10,7 @@ import { checkImage } from "../host/node/image-file.ts";
 import { cacheOf, type DeviceOptions, type DriveOptions, type MachineDescription } from "../machine/description.ts";
 import { checkDescription } from "../machine/machine-builder.ts";
 import type { TypeRegistry } from "../machine/object-model/registry.ts";
+import { rehearse } from "../machine/rehearse.ts";
 import { createTypeRegistry } from "../machine/types.ts";
 import { blameAsync } from "../machine/usage-error.ts";
 import { VirtualMachine } from "../machine/virtual-machine.ts";
@@ -118,6 +120,8 @@ export async function assembleMachine(options: AssembleOptions): Promise<Virtual
   const { description, environment } = options;
   const registry = options.registry ?? createTypeRegistry();
   checkDescription(description, registry);
+  checkMemorySize(description.memory);
+  await rehearse(description, registry, environment);
   // Before a guest is prepared, which may take a download.
   for (const { option, source, readOnly } of description.drives)
     if ("file" in source) await blameAsync(option, () => checkImage(source.file, readOnly));

@@ -54,15 +54,19 @@ const LARGEST_BIOS = 1 << 18;
 const DISK_FIRST = 0x312;
 const VIDEO_MEMORY = 8 << 20;
 
+/** @throws ERR_VIRTKIT_MEMORY_SIZE */
+export function checkMemorySize(bytes: number): void {
+  if (bytes >= SMALLEST && bytes <= LARGEST) return;
+  throw new VirtkitError(
+    "ERR_VIRTKIT_MEMORY_SIZE",
+    `a v86 machine has 16 to 2047 MiB of memory, and ${bytes} bytes were asked for`,
+  );
+}
+
 /** @throws ERR_VIRTKIT_MEMORY_SIZE, ERR_VIRTKIT_OPTION */
 export function checkOptions(options: V86EngineOptions): PcOptions {
   const { memorySize, bios, serialPorts = 1, bootOrder = DISK_FIRST } = options;
-  if (!(memorySize >= SMALLEST && memorySize <= LARGEST)) {
-    throw new VirtkitError(
-      "ERR_VIRTKIT_MEMORY_SIZE",
-      `a v86 machine has 16 to 2047 MiB of memory, and ${memorySize} bytes were asked for`,
-    );
-  }
+  checkMemorySize(memorySize);
   if (bios.length === 0 || bios.length > LARGEST_BIOS || bios.length % 1024 !== 0)
     throw optionError(`bios: ${bios.length} bytes are no firmware image of up to 256 KiB`);
   if (!Number.isInteger(serialPorts) || serialPorts < 1 || serialPorts > 4)
