@@ -5,6 +5,7 @@ import {
   BLOCK_IO_ERROR,
   BLOCK_OK,
   BLOCK_READ,
+  BLOCK_SECURE_ERASE,
   BLOCK_UNSUPPORTED,
   BLOCK_WRITE,
   BLOCK_WRITE_ZEROES,
@@ -36,6 +37,10 @@ export class MemoryBlockBackend implements BlockBackend {
   readonly blockSize: number;
   readonly physicalBlockSize: number;
   readonly inline = true;
+  readonly discard = true;
+  readonly discardUnit = CHUNK;
+  readonly writeZeroes = true;
+  readonly secureErase = true;
   readonly #chunks = new Map<number, Uint8Array>();
   #capacity: number;
   #requests: BlockRequests | undefined;
@@ -128,8 +133,9 @@ export class MemoryBlockBackend implements BlockBackend {
     if (op === BLOCK_FLUSH) return BLOCK_OK;
     if (op !== BLOCK_READ && this.readOnly) return BLOCK_IO_ERROR;
     if (op === BLOCK_READ || op === BLOCK_WRITE) return this.#transfer(requests, slot, op === BLOCK_WRITE);
-    if (op !== BLOCK_DISCARD && op !== BLOCK_WRITE_ZEROES) return BLOCK_UNSUPPORTED;
-    this.#zero(requests.offset[slot] as number, requests.length[slot] as number);
+    const erase = op === BLOCK_SECURE_ERASE;
+    if (op !== BLOCK_DISCARD && op !== BLOCK_WRITE_ZEROES && !erase) return BLOCK_UNSUPPORTED;
+    this.#zero(requests.offset[slot] as number, requests.length[slot] as number, erase);
     return BLOCK_OK;
   }
 
@@ -182,13 +188,14 @@ export class MemoryBlockBackend implements BlockBackend {
     }
   }
 
-  #zero(at: number, length: number): void {
+  /** `erase` also clears the memory of the chunks that are let go. */
+  #zero(at: number, length: number, erase: boolean): void {
     while (length > 0) {
       const start = at % CHUNK;
       const n = Math.min(length, CHUNK - start);
       const index = (at - start) / CHUNK;
+      if (n < CHUNK || erase) this.#chunks.get(index)?.fill(0, start, start + n);
       if (n === CHUNK) this.#chunks.delete(index);
-      else this.#chunks.get(index)?.fill(0, start, start + n);
       at += n;
       length -= n;
     }

@@ -35,11 +35,12 @@ export class NodeBackends implements BackendFactory {
 
   /** @throws ERR_VIRTKIT_IMAGE_*, or ERR_VIRTKIT_IMAGE_FORMAT when the image is not raw */
   async openDrive(options: DriveOptions): Promise<BlockBackend> {
-    const { source, readOnly, locking, cache, format } = options;
+    const { source, readOnly, locking, cache, format, discard } = options;
     if ("backend" in source) return source.backend;
     const { environment } = this.#options;
     const path = source.file;
-    const backend = await FileBlockBackend.open({ path, environment, readOnly, locking, noFlush: cache.noFlush });
+    const { noFlush } = cache;
+    const backend = await FileBlockBackend.open({ path, environment, readOnly, locking, noFlush, discard });
     try {
       if (format === undefined) await this.#checkFormat(path);
       return backend;
