@@ -326,6 +326,30 @@ test("blk: a new size reaches the driver", limit, async () => {
   await close();
 });
 
+for (const config of RIG_CONFIGS)
+  test(`blk, ${config.transport}, ${config.name}: a disk grows and shrinks under load`, limit, async () => {
+    const backend = new MemoryBlockBackend({ capacity: MIB });
+    const { driver, close } = await rigOf(blkDevice(backend), config);
+    const sizes: number[] = [];
+    const seen = new Promise<void>((resolve) => {
+      driver.onCapacityChanged = (capacity) => {
+        sizes.push(capacity);
+        if (capacity === MIB / 2) resolve();
+      };
+    });
+    const load = Array.from({ length: 20 }, (_, i) => driver.write(i * 4096, new Uint8Array(4096).fill(i)));
+    backend.resize(4 * MIB);
+    await turns(() => driver.capacity === 4 * MIB);
+    await driver.write(4 * MIB - 4096, new Uint8Array(4096).fill(3));
+    backend.resize(MIB / 2);
+    await Promise.all(load);
+    await seen;
+    assert.deepEqual(sizes, [4 * MIB, MIB / 2]);
+    await assert.rejects(driver.read(MIB / 2, 512), { code: "ERR_VIRTKIT_BLK_RANGE" });
+    assert.equal((await driver.read(19 * 4096, 1 * 512))[0], 19);
+    await close();
+  });
+
 test("blk: the driver keeps to SIZE_MAX and SEG_MAX", limit, async () => {
   const backend = new ManualBlockBackend({ auto: "ordered" });
   const device = blkDevice(backend, { sizeMax: 4096, segMax: 4, queueSize: 16 });

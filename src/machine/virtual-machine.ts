@@ -184,6 +184,15 @@ export class VirtualMachine {
     if (status !== 0) throw guestFileError(path, "written", stderr);
   }
 
+  /**
+   * Gives a drive another size in bytes while the guest uses it; the guest is told at once. Making it smaller takes `force`: what lies
+   * past the new end is lost.
+   * @throws ERR_VIRTKIT_MACHINE_STATE, ERR_VIRTKIT_DRIVE_RESIZE with the reason
+   */
+  async resizeDrive(id: string, bytes: number, options: { readonly force?: boolean } = {}): Promise<void> {
+    await this.#running().backends.resizeDrive(id, bytes, options);
+  }
+
   /** Input for COM1 (0) .. COM4 (3), as if typed. */
   sendSerial(port: number, bytes: Uint8Array): void {
     this.#engine?.sendSerial(port, bytes);
@@ -209,6 +218,12 @@ export class VirtualMachine {
   /** Cuts the power: the guest is not asked. Resolves when all is flushed and closed. */
   async kill(): Promise<void> {
     await this.#finish("stopped");
+  }
+
+  #running(): DeviceTree {
+    if (this.#tree === undefined || !this.isRunning)
+      throw new VirtkitError("ERR_VIRTKIT_MACHINE_STATE", "the machine does not run; call start() first");
+    return this.#tree;
   }
 
   async #bringUp(): Promise<void> {

@@ -26,6 +26,8 @@ export interface MemoryBlockOptions {
   readonly readOnly?: boolean;
   /** For messages. */
   readonly name?: string;
+  /** Bytes of memory that the contents may take; a write beyond gets an I/O error. Default no limit. */
+  readonly limit?: number;
   /** First bytes of the disk; copied. The rest is zero. */
   readonly contents?: Uint8Array;
 }
@@ -42,6 +44,7 @@ export class MemoryBlockBackend implements BlockBackend {
   readonly writeZeroes = true;
   readonly secureErase = true;
   readonly #chunks = new Map<number, Uint8Array>();
+  readonly #limit: number;
   #capacity: number;
   #requests: BlockRequests | undefined;
   #sink: BlockSink | undefined;
@@ -49,6 +52,7 @@ export class MemoryBlockBackend implements BlockBackend {
   /** @throws ERR_VIRTKIT_BLOCK_SIZE when capacity or block size are out of range */
   constructor(options: MemoryBlockOptions) {
     this.name = options.name ?? "memory";
+    this.#limit = options.limit ?? Number.POSITIVE_INFINITY;
     this.readOnly = options.readOnly ?? false;
     this.blockSize = options.blockSize ?? 512;
     this.physicalBlockSize = this.blockSize;
@@ -152,7 +156,7 @@ export class MemoryBlockBackend implements BlockBackend {
         at += length;
       }
     } catch {
-      // The host has no memory for another chunk: to the guest a medium that is full.
+      // The limit is reached, or the host has no memory for another chunk: to the guest a medium that is full.
       return BLOCK_IO_ERROR;
     }
     return BLOCK_OK;
@@ -178,6 +182,7 @@ export class MemoryBlockBackend implements BlockBackend {
       const index = (at - start) / CHUNK;
       let chunk = this.#chunks.get(index);
       if (chunk === undefined) {
+        if (this.allocated + CHUNK > this.#limit) throw new RangeError("the limit is reached");
         chunk = new Uint8Array(CHUNK);
         this.#chunks.set(index, chunk);
       }

@@ -128,6 +128,11 @@ export interface BlockBackend {
    * fails on a read-only back end; a flush there is BLOCK_OK.
    */
   submit(slots: ArrayLike<number>, count: number): void;
+  /**
+   * Gives the disk another size in bytes, where that can be done, and tells {@link BlockSink.resized}. What a smaller size cuts off is
+   * lost.
+   */
+  resize?(capacity: number): void | Promise<void>;
   /** Waits for what is in flight, flushes if writable, lets go of the file. Idempotent. */
   close(): Promise<void>;
 }

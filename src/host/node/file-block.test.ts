@@ -18,6 +18,7 @@ import { BlockClient } from "../../testing/block-client.ts";
 import { createRig, RIG_CONFIGS, type RigConfig, testEnvironment } from "../../testing/rig.ts";
 import { FileBlockBackend, type FileBlockOptions, type FileCalls } from "./file-block.ts";
 import type { PunchCall } from "./hole-puncher.ts";
+import { openOverlay } from "./scratch-file.ts";
 
 const limit = { timeout: 60_000 };
 const folder = fs.mkdtempSync(join(tmpdir(), "virtkit-file-"));
@@ -130,6 +131,12 @@ test("file: neighbouring discards wait as one, and one that fails is told once",
   assert.equal(messages.length, 1);
   assert.match(messages[0] as string, /no space can be given back to the host \(on purpose\)/);
   await backend.close();
+});
+
+blockBackendContract("overlay in a temporary file", async (capacity) => {
+  const path = imageOf(capacity);
+  const backend = await openOverlay(await open(path, { readOnly: true }), { environment: testEnvironment });
+  return { backend, undo: async () => fs.rmSync(path) };
 });
 
 readOnlyBlockContract("file opened read-only", 6, async () => ({
