@@ -1,8 +1,10 @@
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
 import { Events } from "../common/events.ts";
+import type { BalloonDevice } from "../device/balloon.ts";
 import { type LinuxBoot, V86Engine } from "../engine/v86/index.ts";
 import type { BackendFactory } from "./backend-factory.ts";
+import { findBalloon } from "./balloon.ts";
 import { DeferredSlots } from "./deferred-slots.ts";
 import type { MachineDescription } from "./description.ts";
 import { type ExecOptions, type ExecResult, GuestAgentClient, withAgentPorts } from "./guest-agent/index.ts";
@@ -191,6 +193,25 @@ export class VirtualMachine {
    */
   async resizeDrive(id: string, bytes: number, options: { readonly force?: boolean } = {}): Promise<void> {
     await this.#running().backends.resizeDrive(id, bytes, options);
+  }
+
+  /** The machine's balloon: its target, its size, the guest's statistics. @throws ERR_VIRTKIT_MACHINE_STATE, ERR_VIRTKIT_BALLOON */
+  get balloon(): BalloonDevice {
+    return findBalloon(this.#running());
+  }
+
+  /**
+   * Asks the guest to get by with `bytes` of memory, as QEMU's `balloon` does; it gives up the rest when it can.
+   * @throws ERR_VIRTKIT_BALLOON when the machine has none, ERR_VIRTKIT_BALLOON_TARGET for 0 or less
+   */
+  setMemory(bytes: number): void {
+    const { memory } = this.#parts.description;
+    if (!(bytes > 0))
+      throw new VirtkitError(
+        "ERR_VIRTKIT_BALLOON_TARGET",
+        `a guest cannot get by with ${bytes} bytes; give 1..${memory}`,
+      );
+    this.balloon.setTarget(Math.max(0, memory - bytes));
   }
 
   /** Input for COM1 (0) .. COM4 (3), as if typed. */
