@@ -116,7 +116,7 @@ test("blk: past the end, misaligned and unknown requests get a status, and the d
     assert.equal(await ask(type, 0, buffer.slice(0, 512)), 1, "not a whole block");
     assert.equal(await ask(type, 0, buffer.slice(0, 100)), 1, "not a whole sector");
   }
-  for (const unknown of [2, 3, 10, 11, 13, 14, 16, 0x80000000, 0xffffffff]) assert.equal(await ask(unknown, 0), 2);
+  for (const unknown of [2, 3, 10, 12, 15, 17, 16, 0x80000000, 0xffffffff]) assert.equal(await ask(unknown, 0), 2);
   assert.equal(backend.log.length, 0);
   assert.equal(await ask(VIRTIO_BLK_T_IN, MIB / 512 - 8), 0);
   assert.equal(device.stats.errors, 14);
@@ -364,6 +364,30 @@ test("blk: a new size reaches the driver", limit, async () => {
   await driver.write(2 * MIB - 512, new Uint8Array(512).fill(9));
   await close();
 });
+
+for (const config of RIG_CONFIGS)
+  test(`blk, ${config.transport}, ${config.name}: a disk grows and shrinks under load`, limit, async () => {
+    const backend = new MemoryBlockBackend({ capacity: MIB });
+    const { driver, close } = await rigOf(blkDevice(backend), config);
+    const sizes: number[] = [];
+    const seen = new Promise<void>((resolve) => {
+      driver.onCapacityChanged = (capacity) => {
+        sizes.push(capacity);
+        if (capacity === MIB / 2) resolve();
+      };
+    });
+    const load = Array.from({ length: 20 }, (_, i) => driver.write(i * 4096, new Uint8Array(4096).fill(i)));
+    backend.resize(4 * MIB);
+    await turns(() => driver.capacity === 4 * MIB);
+    await driver.write(4 * MIB - 4096, new Uint8Array(4096).fill(3));
+    backend.resize(MIB / 2);
+    await Promise.all(load);
+    await seen;
+    assert.deepEqual(sizes, [4 * MIB, MIB / 2]);
+    await assert.rejects(driver.read(MIB / 2, 512), { code: "ERR_VIRTKIT_BLK_RANGE" });
+    assert.equal((await driver.read(19 * 4096, 1 * 512))[0], 19);
+    await close();
+  });
 
 test("blk: the driver keeps to SIZE_MAX and SEG_MAX", limit, async () => {
   const backend = new ManualBlockBackend({ auto: "ordered" });

@@ -1,4 +1,4 @@
-import { BLOCK_READ, BLOCK_WRITE, type BlockBackend } from "../backend/block/types.ts";
+import { BLOCK_DISCARD, BLOCK_READ, BLOCK_WRITE, type BlockBackend } from "../backend/block/types.ts";
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
 import type { FeatureSet } from "../common/feature-set.ts";
@@ -7,13 +7,16 @@ import {
   VIRTIO_BLK_CFG_WRITEBACK,
   VIRTIO_BLK_F_CONFIG_WCE,
   VIRTIO_BLK_F_FLUSH,
+  VIRTIO_BLK_F_LIFETIME,
   VIRTIO_BLK_ID_BYTES,
+  VIRTIO_BLK_RANGE_SIZE,
   VIRTIO_BLK_S_IOERR,
   VIRTIO_BLK_S_OK,
   VIRTIO_BLK_S_UNSUPP,
   VIRTIO_BLK_SECTOR_SIZE,
   VIRTIO_BLK_T_FLUSH,
   VIRTIO_BLK_T_GET_ID,
+  VIRTIO_BLK_T_GET_LIFETIME,
   VIRTIO_BLK_T_IN,
   VIRTIO_BLK_T_OUT,
 } from "../spec/blk.ts";
@@ -29,6 +32,7 @@ import {
 } from "./blk/config.ts";
 import { RequestFrame } from "./blk/frame.ts";
 import { BlkIo, type BlkIoHost, type BlkStats, writeStatus } from "./blk/io.ts";
+import { lifetimeBytes, MAX_RANGES, parseRanges, RANGE_TYPES, type RangeLimits, RangeList } from "./blk/ranges.ts";
 import { NONE } from "./blk/request-table.ts";
 import { DeviceCore } from "./core.ts";
 import type { RunningQueue } from "./running-queue.ts";
@@ -60,6 +64,8 @@ export class BlkDevice extends DeviceCore {
     flushes: 0,
     readBytes: 0,
     writtenBytes: 0,
+    discards: 0,
+    zeroes: 0,
     errors: 0,
     unsupported: 0,
     merged: 0,
@@ -67,7 +73,9 @@ export class BlkDevice extends DeviceCore {
   readonly #backend: BlockBackend;
   readonly #settings: BlkSettings;
   readonly #id: Uint8Array;
-  readonly #idSegments = new SegmentList();
+  /** For small payloads, which are copied at once. */
+  readonly #small = new SegmentList();
+  readonly #rangeBytes = new Uint8Array(MAX_RANGES * VIRTIO_BLK_RANGE_SIZE);
   readonly #frame = new RequestFrame();
   readonly #io: BlkIo;
   /** Sectors of a logical block: what sector and length of a request must be multiples of. */
@@ -235,21 +243,68 @@ export class BlkDevice extends DeviceCore {
         this.#io.flush(running, batch.id[c] as number, frame);
         return true;
       case VIRTIO_BLK_T_GET_ID:
-        this.#answerId(running, batch, c);
+        this.#answerBytes(running, batch, c, this.#id);
+        return true;
+      case VIRTIO_BLK_T_GET_LIFETIME:
+        this.#answerLifetime(running, batch, c);
         return true;
       default:
-        this.stats.unsupported++;
-        this.#answer(running, batch, c, VIRTIO_BLK_S_UNSUPP, 0);
+        this.#takeRanges(running, batch, c);
         return true;
     }
+  }
+
+  /** Discard, write zeroes, secure erase; what is none of them is unknown. */
+  #takeRanges(running: RunningQueue, batch: ChainBatch, c: number): void {
+    const type = RANGE_TYPES.get(this.#frame.type);
+    if (type === undefined || !this.features.has(type.feature)) {
+      this.#refuse(running, batch, c, VIRTIO_BLK_S_UNSUPP);
+      return;
+    }
+    const ranges = new RangeList(type.op);
+    const status = this.#readRanges(batch, c, ranges);
+    if (status !== VIRTIO_BLK_S_OK) this.#refuse(running, batch, c, status);
+    else if (ranges.count === 0) this.#answer(running, batch, c, VIRTIO_BLK_S_OK, 0);
+    else this.#io.beginRanges(running, batch.id[c] as number, this.#frame, ranges);
+  }
+
+  #readRanges(batch: ChainBatch, c: number, into: RangeList): number {
+    const { readableBytes } = this.#frame;
+    if (this.#settings.readOnly || readableBytes > this.#rangeBytes.length) return VIRTIO_BLK_S_IOERR;
+    this.#small.clear();
+    this.#frame.readableData(this.memory, batch, c, this.#small);
+    if (!this.#small.copyTo(this.#rangeBytes, readableBytes)) return VIRTIO_BLK_S_IOERR;
+    return parseRanges(this.#rangeBytes.subarray(0, readableBytes), into, this.#rangeLimits(into.op));
+  }
+
+  #rangeLimits(op: number): RangeLimits {
+    const { maxSegments, maxDiscardSectors, maxWriteZeroesSectors } = this.#settings;
+    return {
+      maxSegments,
+      maxSectors: op === BLOCK_DISCARD ? maxDiscardSectors : maxWriteZeroesSectors,
+      blockSectors: this.#blockSectors,
+      capacity: this.#capacity / VIRTIO_BLK_SECTOR_SIZE,
+    };
+  }
+
+  #answerLifetime(running: RunningQueue, batch: ChainBatch, c: number): void {
+    const { lifetime } = this.#backend;
+    if (lifetime === undefined || !this.features.has(VIRTIO_BLK_F_LIFETIME))
+      this.#refuse(running, batch, c, VIRTIO_BLK_S_UNSUPP);
+    else this.#answerBytes(running, batch, c, lifetimeBytes(lifetime));
+  }
+
+  #refuse(running: RunningQueue, batch: ChainBatch, c: number, status: number): void {
+    if (status === VIRTIO_BLK_S_UNSUPP) this.stats.unsupported++;
+    else this.stats.errors++;
+    this.#answer(running, batch, c, status, 0);
   }
 
   #takeTransfer(running: RunningQueue, batch: ChainBatch, c: number, op: number, bytes: number): boolean {
     const { sector } = this.#frame;
     const descriptors = (op === BLOCK_READ ? batch.writable[c] : batch.readable[c]) as number;
     if (!this.#isValid(op, sector, bytes, descriptors)) {
-      this.stats.errors++;
-      this.#answer(running, batch, c, VIRTIO_BLK_S_IOERR, 0);
+      this.#refuse(running, batch, c, VIRTIO_BLK_S_IOERR);
       return true;
     }
     if (bytes === 0) {
@@ -274,11 +329,12 @@ export class BlkDevice extends DeviceCore {
     return descriptors <= Math.max(MAX_DESCRIPTORS, this.#settings.queueSize);
   }
 
-  #answerId(running: RunningQueue, batch: ChainBatch, c: number): void {
-    const length = Math.min(this.#frame.writableBytes, this.#id.length);
-    this.#idSegments.clear();
-    this.#frame.writableData(this.memory, batch, c, length, this.#idSegments);
-    this.#idSegments.copyFrom(this.#id, length, this.memory);
+  /** Answers with as much of `bytes` as the driver has room for. */
+  #answerBytes(running: RunningQueue, batch: ChainBatch, c: number, bytes: Uint8Array): void {
+    const length = Math.min(this.#frame.writableBytes, bytes.length);
+    this.#small.clear();
+    this.#frame.writableData(this.memory, batch, c, length, this.#small);
+    this.#small.copyFrom(bytes, length, this.memory);
     this.#answer(running, batch, c, VIRTIO_BLK_S_OK, length);
   }
 

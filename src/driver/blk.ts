@@ -14,25 +14,35 @@ import {
   VIRTIO_BLK_CFG_WRITEBACK,
   VIRTIO_BLK_F_BLK_SIZE,
   VIRTIO_BLK_F_CONFIG_WCE,
+  VIRTIO_BLK_F_DISCARD,
   VIRTIO_BLK_F_FLUSH,
   VIRTIO_BLK_F_GEOMETRY,
+  VIRTIO_BLK_F_LIFETIME,
   VIRTIO_BLK_F_MQ,
   VIRTIO_BLK_F_RO,
+  VIRTIO_BLK_F_SECURE_ERASE,
   VIRTIO_BLK_F_SEG_MAX,
   VIRTIO_BLK_F_SIZE_MAX,
   VIRTIO_BLK_F_TOPOLOGY,
+  VIRTIO_BLK_F_WRITE_ZEROES,
   VIRTIO_BLK_ID_BYTES,
+  VIRTIO_BLK_LIFETIME_EST_TYP_A,
+  VIRTIO_BLK_LIFETIME_EST_TYP_B,
+  VIRTIO_BLK_LIFETIME_PRE_EOL_INFO,
+  VIRTIO_BLK_LIFETIME_SIZE,
   VIRTIO_BLK_REQ_HEADER_SIZE,
   VIRTIO_BLK_S_OK,
   VIRTIO_BLK_S_UNSUPP,
   VIRTIO_BLK_SECTOR_SIZE,
   VIRTIO_BLK_T_FLUSH,
   VIRTIO_BLK_T_GET_ID,
+  VIRTIO_BLK_T_GET_LIFETIME,
   VIRTIO_BLK_T_IN,
   VIRTIO_BLK_T_OUT,
 } from "../spec/blk.ts";
 import { VIRTIO_ID_BLOCK } from "../spec/ids.ts";
 import type { BlkBatch } from "./blk/batch.ts";
+import { DISCARD, encodeRanges, type RangeKind, SECURE_ERASE, splitRange, WRITE_ZEROES } from "./blk/ranges.ts";
 import { BlkSlots } from "./blk/slots.ts";
 import type { DriverType } from "./bus.ts";
 import { type DriverContext, VirtioDriver } from "./core.ts";
@@ -53,6 +63,13 @@ export interface BlkTopology {
   readonly physicalBlockSize: number;
   readonly minIoSize: number;
   readonly optIoSize: number;
+}
+
+/** struct virtio_blk_lifetime; see VIRTIO 1.4 §5.2.6 for what the numbers mean. */
+export interface BlkLifetime {
+  readonly preEolInfo: number;
+  readonly estimateTypeA: number;
+  readonly estimateTypeB: number;
 }
 
 interface Pending {
@@ -96,6 +113,10 @@ export class BlkDriver extends VirtioDriver {
         { bit: VIRTIO_BLK_F_TOPOLOGY },
         { bit: VIRTIO_BLK_F_CONFIG_WCE, requires: [VIRTIO_BLK_F_FLUSH] },
         { bit: VIRTIO_BLK_F_MQ },
+        { bit: VIRTIO_BLK_F_DISCARD },
+        { bit: VIRTIO_BLK_F_WRITE_ZEROES },
+        { bit: VIRTIO_BLK_F_LIFETIME },
+        { bit: VIRTIO_BLK_F_SECURE_ERASE },
       ],
     });
   }
@@ -214,6 +235,39 @@ export class BlkDriver extends VirtioDriver {
       const bytes = buffer.bytes;
       const end = bytes.indexOf(0);
       return String.fromCharCode(...bytes.subarray(0, end < 0 ? bytes.length : end));
+    });
+  }
+
+  /**
+   * Tells the device that the range is no longer needed; what it reads as afterwards is open. Throws as {@link write} does, and
+   * ERR_VIRTKIT_BLK_UNSUPPORTED where the device does not offer it.
+   */
+  discard(offset: number, length: number): Promise<void> {
+    return this.#changeRange(DISCARD, offset, length, false);
+  }
+
+  /** Makes the range read as zeros; with `unmap` the device may give its space back. Throws as {@link discard} does. */
+  writeZeroes(offset: number, length: number, options: { readonly unmap?: boolean } = {}): Promise<void> {
+    return this.#changeRange(WRITE_ZEROES, offset, length, options.unmap ?? false);
+  }
+
+  /** Erases the range for good. Throws as {@link discard} does. */
+  secureErase(offset: number, length: number): Promise<void> {
+    return this.#changeRange(SECURE_ERASE, offset, length, false);
+  }
+
+  /** How worn the medium is. @throws ERR_VIRTKIT_BLK_UNSUPPORTED when the device does not know */
+  async getLifetime(): Promise<BlkLifetime> {
+    if (!this.features.has(VIRTIO_BLK_F_LIFETIME)) throw this.#unsupported("GET_LIFETIME");
+    return this.#withBuffer(VIRTIO_BLK_LIFETIME_SIZE, async (buffer) => {
+      this.#checkStatus(await this.request(VIRTIO_BLK_T_GET_LIFETIME, 0, [], [buffer]), "GET_LIFETIME");
+      const bytes = buffer.read();
+      const field = (at: number): number => (bytes[at] as number) + (bytes[at + 1] as number) * 256;
+      return {
+        preEolInfo: field(VIRTIO_BLK_LIFETIME_PRE_EOL_INFO),
+        estimateTypeA: field(VIRTIO_BLK_LIFETIME_EST_TYP_A),
+        estimateTypeB: field(VIRTIO_BLK_LIFETIME_EST_TYP_B),
+      };
     });
   }
 
@@ -360,6 +414,21 @@ export class BlkDriver extends VirtioDriver {
     return true;
   }
 
+  async #changeRange(kind: RangeKind, offset: number, length: number, unmap: boolean): Promise<void> {
+    if (!this.features.has(kind.feature)) throw this.#unsupported(kind.name);
+    this.#checkRange(offset, length);
+    if (this.readOnly) throw new VirtkitError("ERR_VIRTKIT_BLK_READ_ONLY", `${this.name}: the disk is read-only`);
+    const maxSectors = Math.max(1, this.readConfig(kind.maxSectors, 4));
+    const maxSegments = Math.max(1, this.readConfig(kind.maxSegments, 4));
+    for (const request of splitRange(offset, length, { maxSectors, maxSegments, blockSize: this.blockSize })) {
+      const bytes = encodeRanges(request, unmap);
+      await this.#withBuffer(bytes.length, async (buffer) => {
+        buffer.write(bytes);
+        this.#checkStatus(await this.request(kind.type, 0, [buffer], []), `${kind.name} at ${offset}`);
+      });
+    }
+  }
+
   /** Bytes that one request of ours moves: whole blocks, within what the device allows. */
   #chunk(): number {
     const block = this.blockSize;
@@ -395,9 +464,12 @@ export class BlkDriver extends VirtioDriver {
 
   #checkStatus(status: number, what: string): void {
     if (status === VIRTIO_BLK_S_OK) return;
-    if (status === VIRTIO_BLK_S_UNSUPP)
-      throw new VirtkitError("ERR_VIRTKIT_BLK_UNSUPPORTED", `${this.name}: the device does not support ${what}`);
+    if (status === VIRTIO_BLK_S_UNSUPP) throw this.#unsupported(what);
     throw new VirtkitError("ERR_VIRTKIT_BLK_IO", `${this.name}: I/O error, ${what} (status ${status})`);
+  }
+
+  #unsupported(what: string): VirtkitError {
+    return new VirtkitError("ERR_VIRTKIT_BLK_UNSUPPORTED", `${this.name}: the device does not support ${what}`);
   }
 
   #resetError(): VirtkitError {

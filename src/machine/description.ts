@@ -63,6 +63,8 @@ export interface DriveOptions {
   readonly locking: boolean;
   /** "unmap": a guest's discard may free space in the image. */
   readonly discard: "ignore" | "unmap";
+  /** Writes go to a temporary file, and nothing of them is left at the end. Default false. */
+  readonly snapshot?: boolean;
 }
 
 /** What a cache mode stands for. */

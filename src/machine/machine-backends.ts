@@ -1,6 +1,7 @@
 import type { BlockBackend } from "../backend/block/types.ts";
 import type { CharBackend } from "../backend/char/types.ts";
 import type { EntropySource } from "../backend/entropy/types.ts";
+import { VirtkitError } from "../common/error.ts";
 import type { DriveOptions } from "./description.ts";
 import { suggest } from "./nearest.ts";
 import { UsageError } from "./usage-error.ts";
@@ -66,6 +67,25 @@ export class MachineBackends {
     }
     drive.user = claim.device.label;
     return drive;
+  }
+
+  /**
+   * Gives a drive another size; its device tells the guest.
+   * @throws ERR_VIRTKIT_DRIVE_RESIZE for a drive that is not there or has a fixed size, a size that is none, and for a smaller one without
+   * `force`: the guest would lose what lies there
+   */
+  async resizeDrive(id: string, bytes: number, { force = false }: { readonly force?: boolean } = {}): Promise<void> {
+    const wrong = (why: string): VirtkitError =>
+      new VirtkitError("ERR_VIRTKIT_DRIVE_RESIZE", `drive '${id}' cannot be resized to ${bytes} bytes: ${why}`);
+    const drive = this.drives.get(id);
+    if (drive === undefined) throw wrong(`there is no such drive; there are: ${[...this.drives.keys()].join(", ")}`);
+    const { backend, options } = drive;
+    if (backend.resize === undefined || backend.readOnly || options.readOnly) throw wrong("its size is fixed");
+    if (!Number.isSafeInteger(bytes) || bytes <= 0 || bytes % backend.blockSize !== 0)
+      throw wrong(`give a multiple of ${backend.blockSize}`);
+    if (bytes < backend.capacity && !force)
+      throw wrong(`it has ${backend.capacity}, and what lies past the new end would be lost; say force: true to do it`);
+    await backend.resize(bytes);
   }
 
   /** @throws UsageError when there is no such chardev, or it is in use */

@@ -1,3 +1,6 @@
+import { MemoryBlockBackend } from "../backend/block/memory.ts";
+import { OverlayBlockBackend } from "../backend/block/overlay.ts";
+import type { BlockBackend } from "../backend/block/types.ts";
 import type { Environment } from "../common/environment.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import type { BackendFactory } from "./backend-factory.ts";
@@ -26,6 +29,8 @@ export interface MachineParts {
 
 /** COM1.. have this many. */
 export const MAX_SERIAL_PORTS = 4;
+/** Bytes of memory for what is written to a snapshot of a program's own back end. */
+const SNAPSHOT_LIMIT = 2 ** 30;
 
 /** The devices of a running machine and what they are connected to. */
 export class DeviceTree {
@@ -174,10 +179,21 @@ async function addDrive(
 ): Promise<void> {
   const { source } = options;
   const backend =
-    "backend" in source ? source.backend : await blameAsync(options.option, () => parts.backends.openDrive(options));
+    "backend" in source
+      ? snapshotOf(source.backend, options)
+      : await blameAsync(options.option, () => parts.backends.openDrive(options));
   closers.push(() => backend.close());
   const drive: Drive = { id: options.id, options, backend, user: undefined };
   backends.drives.set(options.id, drive);
+}
+
+/** A program's own back end under an overlay in memory, if one is asked for. */
+function snapshotOf(backend: BlockBackend, { snapshot = false, readOnly }: DriveOptions): BlockBackend {
+  if (!snapshot || readOnly) return backend;
+  return new OverlayBlockBackend(
+    backend,
+    new MemoryBlockBackend({ capacity: backend.capacity, limit: SNAPSHOT_LIMIT }),
+  );
 }
 
 function connectSerials(description: MachineDescription, backends: MachineBackends): (Chardev | undefined)[] {

@@ -1,3 +1,4 @@
+import type { BalloonHost } from "../backend/balloon/types.ts";
 import type { Environment } from "../common/environment.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import type { PciFunction } from "../transport/pci/function.ts";
@@ -18,4 +19,6 @@ export interface MachineHost {
   readonly memory: GuestMemory;
   readonly pci: PciSlots;
   readonly backends: MachineBackends;
+  /** Of engines that can give guest memory back. */
+  readonly balloon?: BalloonHost;
 }

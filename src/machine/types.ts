@@ -1,4 +1,5 @@
 import { registerEntropy } from "./devices/entropy.ts";
+import { registerVirtioBalloon } from "./devices/virtio-balloon.ts";
 import { registerVirtioBlk } from "./devices/virtio-blk.ts";
 import { registerVirtioDevice } from "./devices/virtio-device.ts";
 import { registerVirtioRng } from "./devices/virtio-rng.ts";
@@ -19,5 +20,6 @@ export function createTypeRegistry(): TypeRegistry {
   registerVirtioBlk(registry);
   registerVirtioSerial(registry);
   registerVirtioRng(registry);
+  registerVirtioBalloon(registry);
   return registry;
 }

@@ -1,8 +1,10 @@
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
 import { Events } from "../common/events.ts";
+import type { BalloonDevice } from "../device/balloon.ts";
 import { type LinuxBoot, V86Engine } from "../engine/v86/index.ts";
 import type { BackendFactory } from "./backend-factory.ts";
+import { findBalloon } from "./balloon.ts";
 import { DeferredSlots } from "./deferred-slots.ts";
 import type { MachineDescription } from "./description.ts";
 import { type ExecOptions, type ExecResult, GuestAgentClient, withAgentPorts } from "./guest-agent/index.ts";
@@ -184,6 +186,34 @@ export class VirtualMachine {
     if (status !== 0) throw guestFileError(path, "written", stderr);
   }
 
+  /**
+   * Gives a drive another size in bytes while the guest uses it; the guest is told at once. Making it smaller takes `force`: what lies
+   * past the new end is lost.
+   * @throws ERR_VIRTKIT_MACHINE_STATE, ERR_VIRTKIT_DRIVE_RESIZE with the reason
+   */
+  async resizeDrive(id: string, bytes: number, options: { readonly force?: boolean } = {}): Promise<void> {
+    await this.#running().backends.resizeDrive(id, bytes, options);
+  }
+
+  /** The machine's balloon: its target, its size, the guest's statistics. @throws ERR_VIRTKIT_MACHINE_STATE, ERR_VIRTKIT_BALLOON */
+  get balloon(): BalloonDevice {
+    return findBalloon(this.#running());
+  }
+
+  /**
+   * Asks the guest to get by with `bytes` of memory, as QEMU's `balloon` does; it gives up the rest when it can.
+   * @throws ERR_VIRTKIT_BALLOON when the machine has none, ERR_VIRTKIT_BALLOON_TARGET for 0 or less
+   */
+  setMemory(bytes: number): void {
+    const { memory } = this.#parts.description;
+    if (!(bytes > 0))
+      throw new VirtkitError(
+        "ERR_VIRTKIT_BALLOON_TARGET",
+        `a guest cannot get by with ${bytes} bytes; give 1..${memory}`,
+      );
+    this.balloon.setTarget(Math.max(0, memory - bytes));
+  }
+
   /** Input for COM1 (0) .. COM4 (3), as if typed. */
   sendSerial(port: number, bytes: Uint8Array): void {
     this.#engine?.sendSerial(port, bytes);
@@ -209,6 +239,12 @@ export class VirtualMachine {
   /** Cuts the power: the guest is not asked. Resolves when all is flushed and closed. */
   async kill(): Promise<void> {
     await this.#finish("stopped");
+  }
+
+  #running(): DeviceTree {
+    if (this.#tree === undefined || !this.isRunning)
+      throw new VirtkitError("ERR_VIRTKIT_MACHINE_STATE", "the machine does not run; call start() first");
+    return this.#tree;
   }
 
   async #bringUp(): Promise<void> {

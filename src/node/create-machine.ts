@@ -24,6 +24,8 @@ export type DriveSettings = (
   /** Default "drive0", "drive1", ... */
   readonly id?: string;
   readonly readOnly?: boolean;
+  /** Writes of the guest go to a temporary file (or memory, over a back end) and are gone at the end. Default false. */
+  readonly snapshot?: boolean;
   /** "virtio" (default) plugs it in as the next virtio-blk-pci; "none" leaves that to `devices`. */
   readonly interface?: "virtio" | "none";
 };
@@ -176,6 +178,7 @@ function driveOf(drive: string | DriveSettings, index: number): DriveOptions {
     format: "raw",
     interface: given.interface ?? "virtio",
     readOnly: given.readOnly ?? false,
+    ...(given.snapshot === true ? { snapshot: true } : {}),
     locking: true,
     cache: cacheOf("writeback"),
     aio: "threads",

@@ -52,6 +52,25 @@ export const VIRTIO_BLK_REQ_TYPE = 0;
 export const VIRTIO_BLK_REQ_SECTOR = 8;
 export const VIRTIO_BLK_REQ_HEADER_SIZE = 16;
 
+// struct virtio_blk_discard_write_zeroes, of DISCARD, WRITE_ZEROES and SECURE_ERASE.
+export const VIRTIO_BLK_RANGE_SECTOR = 0; // le64
+export const VIRTIO_BLK_RANGE_NUM_SECTORS = 8; // le32
+export const VIRTIO_BLK_RANGE_FLAGS = 12; // le32
+export const VIRTIO_BLK_RANGE_SIZE = 16;
+export const VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP = 1;
+
+// struct virtio_blk_lifetime.
+export const VIRTIO_BLK_LIFETIME_PRE_EOL_INFO = 0; // le16
+export const VIRTIO_BLK_LIFETIME_EST_TYP_A = 2; // le16
+export const VIRTIO_BLK_LIFETIME_EST_TYP_B = 4; // le16
+export const VIRTIO_BLK_LIFETIME_SIZE = 6;
+export const VIRTIO_BLK_PRE_EOL_INFO_UNDEFINED = 0;
+export const VIRTIO_BLK_PRE_EOL_INFO_NORMAL = 1;
+export const VIRTIO_BLK_PRE_EOL_INFO_WARNING = 2;
+export const VIRTIO_BLK_PRE_EOL_INFO_URGENT = 3;
+/** Largest wear estimate that is not reserved: beyond the estimated lifetime. */
+export const VIRTIO_BLK_LIFETIME_EST_MAX = 11;
+
 export const VIRTIO_BLK_T_IN = 0;
 export const VIRTIO_BLK_T_OUT = 1;
 export const VIRTIO_BLK_T_FLUSH = 4;

@@ -6,10 +6,13 @@ import {
   BLOCK_FLUSH,
   BLOCK_IO_ERROR,
   BLOCK_MAX_PIECES,
+  BLOCK_MAY_UNMAP,
   BLOCK_OK,
   BLOCK_READ,
+  BLOCK_SECURE_ERASE,
   BLOCK_UNSUPPORTED,
   BLOCK_WRITE,
+  BLOCK_WRITE_ZEROES,
   type BlockBackend,
 } from "../backend/block/types.ts";
 import { type Ask, BlockClient, type Piece } from "./block-client.ts";
@@ -130,6 +133,53 @@ export function blockBackendContract(name: string, make: MakeBlockBackend): void
       );
       assert.ok(discard === BLOCK_OK || discard === BLOCK_UNSUPPORTED);
       assert.equal(unknown, BLOCK_UNSUPPORTED);
+    });
+  });
+
+  test(`${name}: zeros where it takes write zeroes, among data that stays`, limit, async () => {
+    await withClient(1024 * 1024, async (client, backend) => {
+      for (const [op, offered] of [
+        [BLOCK_WRITE_ZEROES, backend.writeZeroes],
+        [BLOCK_SECURE_ERASE, backend.secureErase],
+      ] as const) {
+        for (const flags of [0, BLOCK_MAY_UNMAP]) {
+          const data = new Uint8Array(1024 * 1024).fill(0x3c);
+          await client.run({ op: BLOCK_WRITE, offset: 0, pieces: [whole(data)] });
+          const ranges = [
+            [0, 512],
+            [1024, 1024],
+            [64 * 1024 - 512, 200 * 1024],
+            [512 * 1024, 256 * 1024],
+            [1024 * 1024 - 1536, 1536],
+          ] as const;
+          const results = await client.run(
+            ...ranges.map(([offset, length]) => ({ op, offset, length, flags, pieces: [] })),
+          );
+          assert.deepEqual(results, new Array(5).fill(offered === true ? BLOCK_OK : BLOCK_UNSUPPORTED));
+          if (offered === true) for (const [offset, length] of ranges) data.fill(0, offset, offset + length);
+          const back = new Uint8Array(data.length);
+          await client.run({ op: BLOCK_READ, offset: 0, pieces: [whole(back)] });
+          assert.ok(Buffer.compare(back, data) === 0);
+        }
+      }
+    });
+  });
+
+  test(`${name}: a discard leaves what is around it, and the range can be written again`, limit, async () => {
+    await withClient(1024 * 1024, async (client, backend) => {
+      const data = new Uint8Array(1024 * 1024).fill(0x3c);
+      await client.run({ op: BLOCK_WRITE, offset: 0, pieces: [whole(data)] });
+      const [from, length] = [100 * 512, 400 * 1024];
+      const result = await client.run({ op: BLOCK_DISCARD, offset: from, length, pieces: [] });
+      assert.deepEqual(result, [backend.discard === true ? BLOCK_OK : BLOCK_UNSUPPORTED]);
+      const back = new Uint8Array(data.length);
+      await client.run({ op: BLOCK_READ, offset: 0, pieces: [whole(back)] });
+      assert.ok(back.every((byte, i) => byte === 0x3c || (byte === 0 && i >= from && i < from + length)));
+      const again = new Uint8Array(4096).fill(0x5d);
+      await client.run({ op: BLOCK_WRITE, offset: from + 512, pieces: [whole(again)] });
+      const part = new Uint8Array(4096);
+      await client.run({ op: BLOCK_READ, offset: from + 512, pieces: [whole(part)] });
+      assert.deepEqual(part, again);
     });
   });
 

@@ -14,6 +14,8 @@ export interface Ask {
   readonly pieces: readonly Piece[];
   /** Bytes, for what has no vector. */
   readonly length?: number;
+  /** Default 0. */
+  readonly flags?: number;
 }
 
 /** The front side of a block back end: checks that it keeps its promises. */
@@ -63,6 +65,7 @@ export class BlockClient {
     requests.op[slot] = ask.op;
     requests.offset[slot] = ask.offset;
     requests.length[slot] = ask.length ?? ask.pieces.reduce((sum, piece) => sum + piece.length, 0);
+    requests.flags[slot] = ask.flags ?? 0;
     requests.generation[slot] = (requests.generation[slot] as number) + 1;
     return slot;
   }

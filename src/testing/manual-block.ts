@@ -5,6 +5,7 @@ import {
   BLOCK_READ,
   BLOCK_WRITE,
   type BlockBackend,
+  type BlockLifetime,
   type BlockRequests,
   type BlockSink,
 } from "../backend/block/types.ts";
@@ -17,11 +18,13 @@ export interface SubmittedRequest {
   readonly offset: number;
   readonly length: number;
   readonly pieces: number;
+  readonly flags: number;
 }
 
 export interface ManualBlockOptions extends Partial<MemoryBlockOptions> {
   /** Answer by itself in a later turn, in the order of submission or (with a number, the seed) out of order. */
   readonly auto?: "ordered" | number;
+  readonly lifetime?: BlockLifetime;
 }
 
 /**
@@ -31,6 +34,10 @@ export interface ManualBlockOptions extends Partial<MemoryBlockOptions> {
 export class ManualBlockBackend implements BlockBackend {
   readonly name = "manual";
   readonly inline = false;
+  readonly discard = true;
+  readonly writeZeroes = true;
+  readonly secureErase = true;
+  readonly lifetime?: BlockLifetime;
   /** Everything that was ever submitted. */
   readonly log: SubmittedRequest[] = [];
   /** Calls of `submit`. */
@@ -48,6 +55,7 @@ export class ManualBlockBackend implements BlockBackend {
 
   constructor(options: ManualBlockOptions = {}) {
     this.disk = new MemoryBlockBackend({ capacity: 1024 * 1024, ...options });
+    if (options.lifetime !== undefined) this.lifetime = options.lifetime;
     this.#auto = options.auto !== undefined;
     this.#seed = typeof options.auto === "number" ? options.auto : 0;
   }
@@ -89,6 +97,7 @@ export class ManualBlockBackend implements BlockBackend {
         offset: requests.offset[slot] as number,
         length: requests.length[slot] as number,
         pieces: requests.vector[slot]?.count ?? 0,
+        flags: requests.flags[slot] as number,
       };
       checkVector(requests, request);
       this.log.push(request);

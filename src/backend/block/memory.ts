@@ -5,6 +5,7 @@ import {
   BLOCK_IO_ERROR,
   BLOCK_OK,
   BLOCK_READ,
+  BLOCK_SECURE_ERASE,
   BLOCK_UNSUPPORTED,
   BLOCK_WRITE,
   BLOCK_WRITE_ZEROES,
@@ -25,6 +26,8 @@ export interface MemoryBlockOptions {
   readonly readOnly?: boolean;
   /** For messages. */
   readonly name?: string;
+  /** Bytes of memory that the contents may take; a write beyond gets an I/O error. Default no limit. */
+  readonly limit?: number;
   /** First bytes of the disk; copied. The rest is zero. */
   readonly contents?: Uint8Array;
 }
@@ -36,7 +39,12 @@ export class MemoryBlockBackend implements BlockBackend {
   readonly blockSize: number;
   readonly physicalBlockSize: number;
   readonly inline = true;
+  readonly discard = true;
+  readonly discardUnit = CHUNK;
+  readonly writeZeroes = true;
+  readonly secureErase = true;
   readonly #chunks = new Map<number, Uint8Array>();
+  readonly #limit: number;
   #capacity: number;
   #requests: BlockRequests | undefined;
   #sink: BlockSink | undefined;
@@ -44,6 +52,7 @@ export class MemoryBlockBackend implements BlockBackend {
   /** @throws ERR_VIRTKIT_BLOCK_SIZE when capacity or block size are out of range */
   constructor(options: MemoryBlockOptions) {
     this.name = options.name ?? "memory";
+    this.#limit = options.limit ?? Number.POSITIVE_INFINITY;
     this.readOnly = options.readOnly ?? false;
     this.blockSize = options.blockSize ?? 512;
     this.physicalBlockSize = this.blockSize;
@@ -128,8 +137,9 @@ export class MemoryBlockBackend implements BlockBackend {
     if (op === BLOCK_FLUSH) return BLOCK_OK;
     if (op !== BLOCK_READ && this.readOnly) return BLOCK_IO_ERROR;
     if (op === BLOCK_READ || op === BLOCK_WRITE) return this.#transfer(requests, slot, op === BLOCK_WRITE);
-    if (op !== BLOCK_DISCARD && op !== BLOCK_WRITE_ZEROES) return BLOCK_UNSUPPORTED;
-    this.#zero(requests.offset[slot] as number, requests.length[slot] as number);
+    const erase = op === BLOCK_SECURE_ERASE;
+    if (op !== BLOCK_DISCARD && op !== BLOCK_WRITE_ZEROES && !erase) return BLOCK_UNSUPPORTED;
+    this.#zero(requests.offset[slot] as number, requests.length[slot] as number, erase);
     return BLOCK_OK;
   }
 
@@ -146,7 +156,7 @@ export class MemoryBlockBackend implements BlockBackend {
         at += length;
       }
     } catch {
-      // The host has no memory for another chunk: to the guest a medium that is full.
+      // The limit is reached, or the host has no memory for another chunk: to the guest a medium that is full.
       return BLOCK_IO_ERROR;
     }
     return BLOCK_OK;
@@ -172,6 +182,7 @@ export class MemoryBlockBackend implements BlockBackend {
       const index = (at - start) / CHUNK;
       let chunk = this.#chunks.get(index);
       if (chunk === undefined) {
+        if (this.allocated + CHUNK > this.#limit) throw new RangeError("the limit is reached");
         chunk = new Uint8Array(CHUNK);
         this.#chunks.set(index, chunk);
       }
@@ -182,13 +193,14 @@ export class MemoryBlockBackend implements BlockBackend {
     }
   }
 
-  #zero(at: number, length: number): void {
+  /** `erase` also clears the memory of the chunks that are let go. */
+  #zero(at: number, length: number, erase: boolean): void {
     while (length > 0) {
       const start = at % CHUNK;
       const n = Math.min(length, CHUNK - start);
       const index = (at - start) / CHUNK;
+      if (n < CHUNK || erase) this.#chunks.get(index)?.fill(0, start, start + n);
       if (n === CHUNK) this.#chunks.delete(index);
-      else this.#chunks.get(index)?.fill(0, start, start + n);
       at += n;
       length -= n;
     }

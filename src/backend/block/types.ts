@@ -7,8 +7,15 @@ export const BLOCK_READ = 0;
 export const BLOCK_WRITE = 1;
 /** Everything that was completed before reaches the medium. */
 export const BLOCK_FLUSH = 2;
+/** The range is no longer needed: its space may be given back, what it reads as is open. A hint. */
 export const BLOCK_DISCARD = 3;
+/** The range reads as zeros afterwards; see {@link BLOCK_MAY_UNMAP}. */
 export const BLOCK_WRITE_ZEROES = 4;
+/** Like BLOCK_WRITE_ZEROES, and nothing of the old data is left on the medium. */
+export const BLOCK_SECURE_ERASE = 5;
+
+/** Flag of BLOCK_WRITE_ZEROES: the space of the range may be given back. */
+export const BLOCK_MAY_UNMAP = 1;
 
 /** Results of a request. */
 export const BLOCK_OK = 0;
@@ -55,6 +62,8 @@ export class BlockRequests {
   readonly offset: Float64Array;
   /** Bytes; for reads and writes the sum of the vector. */
   readonly length: Float64Array;
+  /** BLOCK_MAY_UNMAP or 0, for BLOCK_WRITE_ZEROES. */
+  readonly flags: Uint8Array;
   /** Counts the slot's uses: an answer to an older use is dropped. */
   readonly generation: Uint32Array;
   readonly vector: IoVector[];
@@ -64,6 +73,7 @@ export class BlockRequests {
     this.op = new Uint8Array(slots);
     this.offset = new Float64Array(slots);
     this.length = new Float64Array(slots);
+    this.flags = new Uint8Array(slots);
     this.generation = new Uint32Array(slots);
     this.vector = Array.from({ length: slots }, () => new IoVector());
   }
@@ -82,6 +92,16 @@ export interface BlockSink {
   resized(capacity: number): void;
 }
 
+/** How worn a medium is (VIRTIO 1.4 §5.2.6, after JESD84-B50). */
+export interface BlockLifetime {
+  /** Reserved blocks in use: 0 unknown, 1 below 80 %, 2 from 80 %, 3 from 90 %. */
+  readonly preEol: number;
+  /** Wear of SLC cells in steps of 10 %: 0 unknown, 1..10, 11 beyond the estimate. */
+  readonly typeA: number;
+  /** Wear of MLC cells, likewise. */
+  readonly typeB: number;
+}
+
 export interface BlockBackend {
   /** For messages: the file's name, or what it is. */
   readonly name: string;
@@ -94,6 +114,16 @@ export interface BlockBackend {
   readonly physicalBlockSize: number;
   /** True when every request completes inside `submit`; then its buffers may be memory that moves later. */
   readonly inline: boolean;
+  /** Takes BLOCK_DISCARD. What is left out here is answered with BLOCK_UNSUPPORTED, or never asked for. */
+  readonly discard?: boolean;
+  /** Bytes under which a discard frees nothing: a power of two. Default {@link blockSize}. */
+  readonly discardUnit?: number;
+  /** Takes BLOCK_WRITE_ZEROES. */
+  readonly writeZeroes?: boolean;
+  /** Takes BLOCK_SECURE_ERASE. */
+  readonly secureErase?: boolean;
+  /** Of media that know; read again for each question. */
+  readonly lifetime?: BlockLifetime;
   /** Connects the front side; once. */
   attach(requests: BlockRequests, sink: BlockSink): void;
   /**
@@ -102,6 +132,11 @@ export interface BlockBackend {
    * fails on a read-only back end; a flush there is BLOCK_OK. What cannot be done is a result, never an exception.
    */
   submit(slots: ArrayLike<number>, count: number): void;
+  /**
+   * Gives the disk another size in bytes, where that can be done, and tells {@link BlockSink.resized}. What a smaller size cuts off is
+   * lost.
+   */
+  resize?(capacity: number): void | Promise<void>;
   /** Waits for what is in flight, flushes if writable, lets go of the file. Idempotent. */
   close(): Promise<void>;
 }

@@ -37,6 +37,8 @@ const UNSUPPORTED = {
 export interface ParsedDrive extends Omit<DriveOptions, "id"> {
   readonly id: string | undefined;
   readonly index: number | undefined;
+  /** As it was said, if it was. */
+  readonly ownSnapshot: boolean | undefined;
 }
 
 /** -drive. @throws UsageError */
@@ -57,6 +59,7 @@ export function parseDrive(text: string): ParsedDrive {
     aio: keys.word("aio", AIO_MODES) ?? "threads",
     locking: (keys.word("file.locking", ["auto", "on", "off"]) ?? "auto") !== "off",
     discard: parseDiscard(keys),
+    ownSnapshot: keys.flag("snapshot"),
   };
   parseErrorPolicies(keys);
   parseHarmless(keys);
@@ -147,8 +150,6 @@ function parseErrorPolicies(keys: Keyval): void {
 /** Settings whose only effect would be on things that are not there. */
 function parseHarmless(keys: Keyval): void {
   keys.flag("auto-read-only");
-  if (keys.flag("snapshot") === true)
-    keys.fail("snapshot=on is not supported: writes go to the image", "Make a copy of the image and give the copy.");
   if (keys.word("detect-zeroes", ["off", "on", "unmap"]) !== undefined && keys.text("detect-zeroes") !== "off")
     keys.fail("detect-zeroes is not supported", "Zeros are written like other data: detect-zeroes=off.");
   if (keys.flag("copy-on-read") === true) keys.fail("copy-on-read is not supported: an image has no backing file");

@@ -142,6 +142,12 @@ test("drives", OPTIONS, () => {
   assert.deepEqual(drive("driver=raw,file.filename=x,file.locking=off,detect-zeroes=off,snapshot=off")?.format, "raw");
 });
 
+test("-snapshot and snapshot=on", OPTIONS, () => {
+  const snapshots = (...args: string[]) => run(...args).machine.drives.map((drive) => drive.snapshot ?? false);
+  assert.deepEqual(snapshots("-drive", "file=a,snapshot=on", "-drive", "file=b"), [true, false]);
+  assert.deepEqual(snapshots("-snapshot", "-drive", "file=a", "-drive", "file=b,snapshot=off"), [true, false]);
+});
+
 test("drives without an id are called after their place, and come in the order of their index", OPTIONS, () => {
   const { drives } = run(
     ...["-drive", "file=a,index=2", "-drive", "file=b", "-drive", "file=c,if=none", "-drive", "file=d,id=x"],
@@ -282,7 +288,6 @@ const WRONG: readonly [argv: readonly string[], message: RegExp][] = [
   [["-drive", "file=x,aio=foo"], /'aio' does not accept value 'foo'\nValid values: threads, native or io_uring/],
   [["-drive", "file=x,werror=stop"], /werror=stop is not supported/],
   [["-drive", "file=x,media=cdrom"], /media=cdrom is not supported/],
-  [["-drive", "file=x,snapshot=on"], /snapshot=on is not supported/],
   [["-drive", "file=x,detect-zeroes=unmap"], /detect-zeroes is not supported/],
   [["-drive", "file=x,serial=1"], /'serial' is not supported: it is a property of the device/],
   [["-drive", "file=x,throttling.iops-total=1"], /'throttling\.iops-total' is not supported/],

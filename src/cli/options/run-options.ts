@@ -67,7 +67,7 @@ export function buildRunOptions(raw: RawOptions): RunRequest {
     memory: get.map("m", parseMemory) ?? DEFAULT_MEMORY,
     objects: valuesOf<ObjectOptions>(objects),
     ...lines,
-    drives: parseDrives(get.all("drive")),
+    drives: parseDrives(get.all("drive"), get.has("snapshot")),
     devices: valuesOf<DeviceOptions>(devices),
   };
   const options: RunOptions = {

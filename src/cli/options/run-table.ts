@@ -21,6 +21,7 @@ const ACCEPTED = "For QEMU's command lines:";
 export const RUN_OPTIONS: readonly RunOptionSpec[] = [
   { name: "m", argument: "SIZE", group: MACHINE, help: "guest memory, in MiB or with a suffix (default: 512M)" },
   { name: "name", argument: "NAME", group: MACHINE, help: "name of the machine, for messages" },
+  { name: "snapshot", group: DEVICES, help: "writes go to temporary files: no image changes" },
   { name: "no-reboot", group: MACHINE, help: "exit when the guest reboots" },
   {
     name: "boot",
@@ -41,7 +42,7 @@ export const RUN_OPTIONS: readonly RunOptionSpec[] = [
     name: "drive",
     argument: "file=IMAGE,KEY=VALUE,...",
     group: DEVICES,
-    help: "a disk: format=raw, if=virtio (default) or none, id, readonly=on, cache, discard, index, aio",
+    help: "a disk: format=raw, if=virtio (default) or none, id, readonly=on, cache, discard, snapshot=on, index, aio",
   },
   {
     name: "device",
@@ -98,7 +99,6 @@ export const REFUSED_OPTIONS: ReadonlyMap<string, string | undefined> = new Map<
     (name) => [name, DISK] as const,
   ),
   ["cdrom", `${DISK},readonly=on`],
-  ["snapshot", "Writes go to the images. Make copies, and give those."],
   ...(["mon", "qmp", "qmp-pretty"] as const).map((name) => [name, NO_MONITOR] as const),
   ["netdev", NO_NETWORK],
   ...(["enable-kvm", "no-kvm", "icount", "mem-path", "mem-prealloc", "numa"] as const).map(

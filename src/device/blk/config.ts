@@ -1,29 +1,47 @@
+import type { BlockBackend } from "../../backend/block/types.ts";
 import { VirtkitError } from "../../common/error.ts";
 import { FeatureSet } from "../../common/feature-set.ts";
 import {
   VIRTIO_BLK_CFG_BLK_SIZE,
   VIRTIO_BLK_CFG_CAPACITY,
   VIRTIO_BLK_CFG_CYLINDERS,
+  VIRTIO_BLK_CFG_DISCARD_SECTOR_ALIGNMENT,
   VIRTIO_BLK_CFG_HEADS,
+  VIRTIO_BLK_CFG_MAX_DISCARD_SECTORS,
+  VIRTIO_BLK_CFG_MAX_DISCARD_SEG,
+  VIRTIO_BLK_CFG_MAX_SECURE_ERASE_SECTORS,
+  VIRTIO_BLK_CFG_MAX_SECURE_ERASE_SEG,
+  VIRTIO_BLK_CFG_MAX_WRITE_ZEROES_SECTORS,
+  VIRTIO_BLK_CFG_MAX_WRITE_ZEROES_SEG,
   VIRTIO_BLK_CFG_MIN_IO_SIZE,
   VIRTIO_BLK_CFG_NUM_QUEUES,
   VIRTIO_BLK_CFG_OPT_IO_SIZE,
   VIRTIO_BLK_CFG_PHYSICAL_BLOCK_EXP,
   VIRTIO_BLK_CFG_SECTORS,
+  VIRTIO_BLK_CFG_SECURE_ERASE_SECTOR_ALIGNMENT,
   VIRTIO_BLK_CFG_SEG_MAX,
   VIRTIO_BLK_CFG_SIZE_MAX,
+  VIRTIO_BLK_CFG_WRITE_ZEROES_MAY_UNMAP,
   VIRTIO_BLK_F_BLK_SIZE,
   VIRTIO_BLK_F_CONFIG_WCE,
+  VIRTIO_BLK_F_DISCARD,
   VIRTIO_BLK_F_FLUSH,
   VIRTIO_BLK_F_GEOMETRY,
+  VIRTIO_BLK_F_LIFETIME,
   VIRTIO_BLK_F_MQ,
   VIRTIO_BLK_F_RO,
+  VIRTIO_BLK_F_SECURE_ERASE,
   VIRTIO_BLK_F_SEG_MAX,
   VIRTIO_BLK_F_SIZE_MAX,
   VIRTIO_BLK_F_TOPOLOGY,
+  VIRTIO_BLK_F_WRITE_ZEROES,
   VIRTIO_BLK_ID_BYTES,
   VIRTIO_BLK_SECTOR_SIZE,
 } from "../../spec/blk.ts";
+import { MAX_RANGES } from "./ranges.ts";
+
+/** Sectors of a request that fit QEMU's and Linux' 31-bit byte counts. */
+const MAX_RANGE_SECTORS = Math.floor((2 ** 31 - 1) / VIRTIO_BLK_SECTOR_SIZE);
 
 /** Properties of the device, named as QEMU names them (without the dashes). All sizes in bytes. */
 export interface BlkProperties {
@@ -53,23 +71,45 @@ export interface BlkProperties {
   readonly sizeMax?: number;
   /** Disk geometry for firmware; guessed from the capacity unless given. */
   readonly geometry?: { readonly cylinders: number; readonly heads: number; readonly sectors: number };
+  /** Offer DISCARD, where the back end takes it. Default true. */
+  readonly discard?: boolean;
+  /** Offer WRITE_ZEROES, where the back end takes it. Default true. */
+  readonly writeZeroes?: boolean;
+  /** Sectors of 512 bytes in a range of DISCARD: 1..4194303, the default. */
+  readonly maxDiscardSectors?: number;
+  /** Likewise of WRITE_ZEROES and SECURE_ERASE. */
+  readonly maxWriteZeroesSectors?: number;
+  /** Ranges in a request of DISCARD, WRITE_ZEROES or SECURE_ERASE: 1..256. Default 1. */
+  readonly maxSegments?: number;
+  /** Unit that a discard should be a multiple of: a multiple of the logical block size. Default the back end's. */
+  readonly discardGranularity?: number;
 }
 
 /** The same, checked, with every default filled in. */
-export type BlkSettings = Required<BlkProperties>;
+export interface BlkSettings extends Required<BlkProperties> {
+  readonly secureErase: boolean;
+  readonly lifetime: boolean;
+}
 
 /** What the settings depend on. */
-export interface Medium {
-  readonly capacity: number;
-  readonly readOnly: boolean;
-  readonly blockSize: number;
-  readonly physicalBlockSize: number;
-}
+export type Medium = Pick<
+  BlockBackend,
+  | "capacity"
+  | "readOnly"
+  | "blockSize"
+  | "physicalBlockSize"
+  | "discard"
+  | "discardUnit"
+  | "writeZeroes"
+  | "secureErase"
+  | "lifetime"
+>;
 
 /** @throws ERR_VIRTKIT_BLK_OPTION naming the property and what it may be */
 export function checkProperties(given: BlkProperties, medium: Medium): BlkSettings {
   const queueSize = given.queueSize ?? 256;
   const logicalBlockSize = given.logicalBlockSize ?? medium.blockSize;
+  const readOnly = medium.readOnly || (given.readOnly ?? false);
   const settings: BlkSettings = {
     queueSize,
     numQueues: given.numQueues ?? 1,
@@ -80,12 +120,21 @@ export function checkProperties(given: BlkProperties, medium: Medium): BlkSettin
     optIoSize: given.optIoSize ?? 0,
     configWce: given.configWce ?? true,
     writeCache: given.writeCache ?? "on",
-    readOnly: medium.readOnly || (given.readOnly ?? false),
+    readOnly,
     segMax: given.segMax ?? queueSize - 2,
     sizeMax: given.sizeMax ?? 0,
     geometry: given.geometry ?? guessGeometry(medium.capacity, logicalBlockSize),
+    discard: !readOnly && medium.discard === true && given.discard !== false,
+    writeZeroes: !readOnly && medium.writeZeroes === true && given.writeZeroes !== false,
+    secureErase: !readOnly && medium.secureErase === true,
+    lifetime: medium.lifetime !== undefined,
+    maxDiscardSectors: given.maxDiscardSectors ?? MAX_RANGE_SECTORS,
+    maxWriteZeroesSectors: given.maxWriteZeroesSectors ?? MAX_RANGE_SECTORS,
+    maxSegments: given.maxSegments ?? 1,
+    discardGranularity: given.discardGranularity ?? Math.max(medium.discardUnit ?? 0, logicalBlockSize),
   };
   checkQueues(settings);
+  checkRanges(settings);
   checkSizes(settings, medium);
   return settings;
 }
@@ -144,6 +193,23 @@ function checkSizes(settings: BlkSettings, medium: Medium): void {
   );
 }
 
+function checkRanges(settings: BlkSettings): void {
+  const { logicalBlockSize, maxDiscardSectors, maxWriteZeroesSectors, maxSegments, discardGranularity } = settings;
+  const sectors = `1..${MAX_RANGE_SECTORS} sectors`;
+  need(isWithin(maxDiscardSectors, 1, MAX_RANGE_SECTORS), `max-discard-sectors=${maxDiscardSectors}`, sectors);
+  need(
+    isWithin(maxWriteZeroesSectors, 1, MAX_RANGE_SECTORS),
+    `max-write-zeroes-sectors=${maxWriteZeroesSectors}`,
+    sectors,
+  );
+  need(isWithin(maxSegments, 1, MAX_RANGES), `max-segments=${maxSegments}`, `1..${MAX_RANGES}`);
+  need(
+    isWithin(discardGranularity, 0, 2 ** 31) && discardGranularity % logicalBlockSize === 0,
+    `discard_granularity=${discardGranularity}`,
+    `a multiple of ${logicalBlockSize}, at most 2^31`,
+  );
+}
+
 /** What the block device offers with these settings. */
 export function blkFeatures(settings: BlkSettings): FeatureSet {
   const bits = [
@@ -157,6 +223,10 @@ export function blkFeatures(settings: BlkSettings): FeatureSet {
   if (settings.sizeMax > 0) bits.push(VIRTIO_BLK_F_SIZE_MAX);
   if (settings.readOnly) bits.push(VIRTIO_BLK_F_RO);
   if (settings.numQueues > 1) bits.push(VIRTIO_BLK_F_MQ);
+  if (settings.discard) bits.push(VIRTIO_BLK_F_DISCARD);
+  if (settings.writeZeroes) bits.push(VIRTIO_BLK_F_WRITE_ZEROES);
+  if (settings.secureErase) bits.push(VIRTIO_BLK_F_SECURE_ERASE);
+  if (settings.lifetime) bits.push(VIRTIO_BLK_F_LIFETIME);
   return FeatureSet.of(...bits);
 }
 
@@ -174,6 +244,28 @@ export function writeConfig(view: DataView, settings: BlkSettings, capacity: num
   view.setUint16(VIRTIO_BLK_CFG_MIN_IO_SIZE, settings.minIoSize / logical, true);
   view.setUint32(VIRTIO_BLK_CFG_OPT_IO_SIZE, settings.optIoSize / logical, true);
   view.setUint16(VIRTIO_BLK_CFG_NUM_QUEUES, settings.numQueues, true);
+  writeRangeLimits(view, settings);
+}
+
+function writeRangeLimits(view: DataView, settings: BlkSettings): void {
+  const { maxSegments, maxWriteZeroesSectors } = settings;
+  if (settings.discard) {
+    view.setUint32(VIRTIO_BLK_CFG_MAX_DISCARD_SECTORS, settings.maxDiscardSectors, true);
+    view.setUint32(VIRTIO_BLK_CFG_MAX_DISCARD_SEG, maxSegments, true);
+    const alignment = settings.discardGranularity / VIRTIO_BLK_SECTOR_SIZE;
+    view.setUint32(VIRTIO_BLK_CFG_DISCARD_SECTOR_ALIGNMENT, alignment, true);
+  }
+  if (settings.writeZeroes) {
+    view.setUint32(VIRTIO_BLK_CFG_MAX_WRITE_ZEROES_SECTORS, maxWriteZeroesSectors, true);
+    view.setUint32(VIRTIO_BLK_CFG_MAX_WRITE_ZEROES_SEG, maxSegments, true);
+    view.setUint8(VIRTIO_BLK_CFG_WRITE_ZEROES_MAY_UNMAP, 1);
+  }
+  if (settings.secureErase) {
+    view.setUint32(VIRTIO_BLK_CFG_MAX_SECURE_ERASE_SECTORS, maxWriteZeroesSectors, true);
+    view.setUint32(VIRTIO_BLK_CFG_MAX_SECURE_ERASE_SEG, maxSegments, true);
+    const alignment = settings.logicalBlockSize / VIRTIO_BLK_SECTOR_SIZE;
+    view.setUint32(VIRTIO_BLK_CFG_SECURE_ERASE_SECTOR_ALIGNMENT, alignment, true);
+  }
 }
 
 /** @param capacity bytes */

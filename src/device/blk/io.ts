@@ -1,4 +1,5 @@
 import {
+  BLOCK_DISCARD,
   BLOCK_FLUSH,
   BLOCK_IO_ERROR,
   BLOCK_MAX_PIECES,
@@ -15,6 +16,7 @@ import { VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP } from "../../
 import type { RunningQueue } from "../running-queue.ts";
 import type { SegmentList } from "../segment-list.ts";
 import type { RequestFrame } from "./frame.ts";
+import type { RangeList } from "./ranges.ts";
 import { NONE, RequestTable } from "./request-table.ts";
 import { StagingPool } from "./staging.ts";
 
@@ -33,6 +35,9 @@ export interface BlkStats {
   flushes: number;
   readBytes: number;
   writtenBytes: number;
+  discards: number;
+  /** Write zeroes and secure erase requests. */
+  zeroes: number;
   /** Requests answered with VIRTIO_BLK_S_IOERR. */
   errors: number;
   /** Requests answered with VIRTIO_BLK_S_UNSUPP. */
@@ -143,11 +148,28 @@ export class BlkIo {
     this.#enqueue(this.#take(running, chain, frame), BLOCK_FLUSH, 0);
   }
 
+  /** Begins a request that names ranges; there must be a free slot, and at least one range. */
+  beginRanges(running: RunningQueue, chain: number, frame: RequestFrame, ranges: RangeList): void {
+    const slot = this.#take(running, chain, frame);
+    this.#table.ranges[slot] = ranges;
+    this.#nextRange(slot, ranges);
+  }
+
+  /** One range after the other, each an I/O of its own. */
+  #nextRange(slot: number, ranges: RangeList): void {
+    const { io } = this.#table;
+    const i = ranges.begun++;
+    io.offset[slot] = ranges.offset[i] as number;
+    io.flags[slot] = ranges.flags[i] as number;
+    this.#enqueue(slot, ranges.op, 0);
+    io.length[slot] = ranges.length[i] as number;
+  }
+
   /** Disowns what a stopped queue has in flight. */
   stopped(running: RunningQueue): void {
     const table = this.#table;
     for (let slot = 0; slot < table.io.slots; slot++) {
-      if (table.busy[slot] === 0 || table.running[slot] !== running || table.io.op[slot] !== BLOCK_WRITE) continue;
+      if (table.busy[slot] === 0 || table.running[slot] !== running || !changes(table.io.op[slot] as number)) continue;
       table.disowned[slot] = 1;
       this.disownedWrites++;
     }
@@ -261,8 +283,13 @@ export class BlkIo {
   }
 
   #nextPart(slot: number): void {
-    const { io, bytes, done, running } = this.#table;
+    const { io, bytes, done, running, ranges } = this.#table;
     const op = io.op[slot] as number;
+    const list = ranges[slot];
+    if (list !== undefined && running[slot]?.live === true) {
+      this.#nextRange(slot, list);
+      return;
+    }
     const part = Math.min((bytes[slot] as number) - (done[slot] as number), MAX_IO_BYTES);
     this.#turnBytes += part;
     if (running[slot]?.live !== true || !this.#enqueue(slot, op, part)) this.#finishAll(slot, op, BLOCK_IO_ERROR);
@@ -281,7 +308,7 @@ export class BlkIo {
     if (op === BLOCK_READ && !this.#deliver(slot, result === BLOCK_OK)) result = BLOCK_IO_ERROR;
     if (result === BLOCK_OK && op !== BLOCK_FLUSH) {
       if (this.#hasMore(slot)) return;
-      if (op === BLOCK_WRITE && !this.#host.writeback) {
+      if (changes(op) && !this.#host.writeback) {
         if (this.#unflushed === NONE) this.#unflushed = slot;
         else table.join(this.#unflushed, slot);
         return;
@@ -320,6 +347,13 @@ export class BlkIo {
   /** Puts a request that is larger than an I/O may be down for its next part. False when all of it is done. */
   #hasMore(slot: number): boolean {
     const { io, done, bytes, next, running } = this.#table;
+    const list = this.#table.ranges[slot];
+    if (list !== undefined) {
+      if (list.begun === list.count || running[slot]?.live !== true) return false;
+      this.#continuing.push(slot);
+      this.#host.deferred();
+      return true;
+    }
     const moved = io.length[slot] as number;
     const left = (bytes[slot] as number) - (done[slot] as number) - moved;
     if (next[slot] !== NONE || left <= 0 || running[slot]?.live !== true) return false;
@@ -335,7 +369,7 @@ export class BlkIo {
     const running = table.running[request] as RunningQueue;
     const room = table.room[request] as number;
     const moved = op === BLOCK_READ && result === BLOCK_OK ? (table.bytes[request] as number) : 0;
-    this.#count(op, result, table.bytes[request] as number);
+    this.#count(table.ranges[request]?.op ?? op, result, table.bytes[request] as number);
     if (running.live) {
       const status =
         result === BLOCK_OK ? VIRTIO_BLK_S_OK : result === BLOCK_UNSUPPORTED ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR;
@@ -371,12 +405,17 @@ export class BlkIo {
     else if (op === BLOCK_READ) {
       stats.reads++;
       stats.readBytes += bytes;
-    } else if (bytes > 0) {
+    } else if (op === BLOCK_DISCARD) stats.discards++;
+    else if (op !== BLOCK_WRITE && op !== BLOCK_FLUSH) stats.zeroes++;
+    else if (bytes > 0) {
       stats.writes++;
       stats.writtenBytes += bytes;
     } else stats.flushes++;
   }
 }
+
+/** Whether an operation changes what is on the disk. */
+const changes = (op: number): boolean => op !== BLOCK_READ && op !== BLOCK_FLUSH;
 
 /** Writes a request's status byte. */
 export function writeStatus(memory: GuestMemory, region: MemoryRegion, offset: number, status: number): void {

@@ -2,6 +2,7 @@ import { BlockRequests } from "../../backend/block/types.ts";
 import type { MemoryRegion } from "../../memory/memory-region.ts";
 import type { RunningQueue } from "../running-queue.ts";
 import { SegmentList } from "../segment-list.ts";
+import type { RangeList } from "./ranges.ts";
 
 /** No request. */
 export const NONE = -1;
@@ -27,6 +28,8 @@ export class RequestTable {
   readonly room: Float64Array;
   readonly segments: SegmentList[];
   readonly staging: (Uint8Array | undefined)[];
+  /** Of a request that names ranges instead of moving data. */
+  readonly ranges: (RangeList | undefined)[];
 
   // Of an I/O, at the index of its first request.
   /** Last request of the list. */
@@ -52,6 +55,7 @@ export class RequestTable {
     this.room = new Float64Array(slots);
     this.segments = Array.from({ length: slots }, () => new SegmentList());
     this.staging = new Array(slots).fill(undefined);
+    this.ranges = new Array(slots).fill(undefined);
     this.tail = new Int32Array(slots);
     this.done = new Float64Array(slots);
     this.busy = new Uint8Array(slots);
@@ -78,6 +82,7 @@ export class RequestTable {
   release(slot: number): void {
     this.running[slot] = undefined;
     this.statusRegion[slot] = undefined;
+    this.ranges[slot] = undefined;
     this.#freeList[this.free++] = slot;
   }
 

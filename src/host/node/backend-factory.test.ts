@@ -1,11 +1,13 @@
 import assert from "node:assert/strict";
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { BLOCK_OK, BLOCK_READ, BLOCK_WRITE } from "../../backend/block/types.ts";
 import { RingCharBackend } from "../../backend/char/ringbuf.ts";
 import { VirtkitError } from "../../common/error.ts";
 import { type ChardevBackend, cacheOf, type DriveOptions } from "../../machine/description.ts";
+import { BlockClient } from "../../testing/block-client.ts";
 import { notedParts } from "../../testing/machine-parts.ts";
 import { NodeBackends } from "./backend-factory.ts";
 import { formatOf } from "./image-format.ts";
@@ -53,6 +55,35 @@ test("a raw image, with and without its format", OPTIONS, async () => {
   assert.equal(guessed.readOnly, true);
   assert.match(messages.join("\n"), /warn: .*raw\.img: no format was given/);
   await guessed.close();
+});
+
+test("snapshot=on: the image stays as it is, and the temporary file has no name", OPTIONS, async () => {
+  const { backends } = factory();
+  const tmp = await mkdtemp(join(folder, "tmp-"));
+  const before = process.env["TMPDIR"];
+  process.env["TMPDIR"] = tmp;
+  try {
+    const one = await backends.openDrive(drive("raw.img", { snapshot: true }));
+    const two = await backends.openDrive(drive("raw.img", { snapshot: true }));
+    assert.deepEqual([one.readOnly, one.capacity, await readdir(tmp)], [false, 4096, []]);
+    const client = new BlockClient(one);
+    const data = new Uint8Array(512).fill(5);
+    const into = new Uint8Array(512);
+    const pieces = (buffer: Uint8Array) => [{ buffer, offset: 0, length: 512 }];
+    assert.deepEqual(await client.run({ op: BLOCK_WRITE, offset: 512, pieces: pieces(data) }), [BLOCK_OK]);
+    assert.deepEqual(await client.run({ op: BLOCK_READ, offset: 512, pieces: pieces(into) }), [BLOCK_OK]);
+    assert.deepEqual(into, data);
+    await one.close();
+    await two.close();
+    assert.ok((await readFile(join(folder, "raw.img"))).every((byte) => byte === 0));
+    process.env["TMPDIR"] = join(tmp, "missing");
+    const failed = backends.openDrive(drive("raw.img", { snapshot: true }));
+    await assert.rejects(failed, isError("ERR_VIRTKIT_SCRATCH", /set TMPDIR/));
+    await (await backends.openDrive(drive("raw.img"))).close();
+  } finally {
+    if (before === undefined) delete process.env["TMPDIR"];
+    else process.env["TMPDIR"] = before;
+  }
 });
 
 test("an image of another format is refused, unless it is said to be raw", OPTIONS, async () => {

@@ -12,6 +12,7 @@ import { createEntropySource } from "./entropy.ts";
 import { FileBlockBackend } from "./file-block.ts";
 import { openFileChar, openPipeChar } from "./file-char.ts";
 import { probeFormat } from "./image-format.ts";
+import { openOverlay } from "./scratch-file.ts";
 import { openSocketChar } from "./socket-char.ts";
 import { Terminal, type TerminalOptions } from "./terminal.ts";
 
@@ -35,18 +36,21 @@ export class NodeBackends implements BackendFactory {
 
   /** @throws ERR_VIRTKIT_IMAGE_*, or ERR_VIRTKIT_IMAGE_FORMAT when the image is not raw */
   async openDrive(options: DriveOptions): Promise<BlockBackend> {
-    const { source, readOnly, locking, cache, format } = options;
+    const { source, locking, cache, format, discard } = options;
     if ("backend" in source) return source.backend;
     const { environment } = this.#options;
     const path = source.file;
-    const backend = await FileBlockBackend.open({ path, environment, readOnly, locking, noFlush: cache.noFlush });
+    const { noFlush } = cache;
+    const overlay = options.snapshot === true && !options.readOnly;
+    const readOnly = options.readOnly || overlay;
+    const backend = await FileBlockBackend.open({ path, environment, readOnly, locking, noFlush, discard });
     try {
       if (format === undefined) await this.#checkFormat(path);
-      return backend;
     } catch (error) {
       await backend.close();
       throw error;
     }
+    return overlay ? openOverlay(backend, { environment }) : backend;
   }
 
   /** @throws ERR_VIRTKIT_CHARDEV_OPEN */

@@ -3,13 +3,22 @@ import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { after, test } from "node:test";
-import { BLOCK_FLUSH, BLOCK_IO_ERROR, BLOCK_OK, BLOCK_READ, BLOCK_WRITE } from "../../backend/block/types.ts";
+import {
+  BLOCK_DISCARD,
+  BLOCK_FLUSH,
+  BLOCK_IO_ERROR,
+  BLOCK_OK,
+  BLOCK_READ,
+  BLOCK_WRITE,
+} from "../../backend/block/types.ts";
 import { BlkDevice } from "../../device/blk.ts";
 import { BlkDriver } from "../../driver/blk.ts";
 import { blockBackendContract, readOnlyBlockContract, whole } from "../../testing/block-backend.ts";
 import { BlockClient } from "../../testing/block-client.ts";
 import { createRig, RIG_CONFIGS, type RigConfig, testEnvironment } from "../../testing/rig.ts";
 import { FileBlockBackend, type FileBlockOptions, type FileCalls } from "./file-block.ts";
+import type { PunchCall } from "./hole-puncher.ts";
+import { openOverlay } from "./scratch-file.ts";
 
 const limit = { timeout: 60_000 };
 const folder = fs.mkdtempSync(join(tmpdir(), "virtkit-file-"));
@@ -63,6 +72,71 @@ blockBackendContract("file whose system moves a few bytes at a time", async (cap
     },
   });
   return { backend: await open(path, { calls: short }), undo: async () => fs.rmSync(path) };
+});
+
+blockBackendContract("file that frees blocks", async (capacity) => {
+  const path = imageOf(capacity);
+  return { backend: await open(path, { discard: "unmap" }), undo: async () => fs.rmSync(path) };
+});
+
+blockBackendContract("file on a host that cannot free blocks", async (capacity) => {
+  const path = imageOf(capacity);
+  const punch: PunchCall = (_fd, _offset, _length, done) => done("on purpose");
+  return { backend: await open(path, { discard: "unmap", punch }), undo: async () => fs.rmSync(path) };
+});
+
+test("file: discards free the host's blocks with discard=unmap, and only then", limit, async () => {
+  for (const [discard, expected] of [
+    ["unmap", 2],
+    ["ignore", 4],
+  ] as const) {
+    const path = imageOf(4 * 2 ** 20, 1);
+    const backend = await open(path, { discard });
+    const client = new BlockClient(backend);
+    const op = BLOCK_DISCARD;
+    const asks = [0, 1].map((i) => ({ op, offset: i * 2 ** 20, length: 2 ** 20, pieces: [] }));
+    assert.deepEqual(await client.run(...asks), [BLOCK_OK, BLOCK_OK]);
+    await backend.close();
+    assert.equal(fs.statSync(path).size, 4 * 2 ** 20);
+    const held = (fs.statSync(path).blocks * 512) / 2 ** 20;
+    assert.ok(Math.abs(held - expected) < 0.2, `${discard}: ${held} MiB`);
+  }
+});
+
+test("file: neighbouring discards wait as one, and one that fails is told once", limit, async () => {
+  const holes: [number, number][] = [];
+  const messages: string[] = [];
+  const log = { log: (_level: string, message: string) => void messages.push(message) };
+  const punch: PunchCall = (_fd, offset, length, done) => {
+    holes.push([offset, length]);
+    setImmediate(() => done(holes.length < 2 ? undefined : "on purpose"));
+  };
+  const environment = { ...testEnvironment, log };
+  const backend = await open(imageOf(8 * 2 ** 20, 1), { discard: "unmap", punch, environment });
+  const client = new BlockClient(backend);
+  const discard = (offset: number, length: number) => ({ op: BLOCK_DISCARD, offset, length, pieces: [] });
+  const MIB = 2 ** 20;
+  const results = await client.run(
+    discard(0, MIB),
+    discard(MIB, MIB),
+    discard(2 * MIB, MIB),
+    discard(5 * MIB, MIB),
+    discard(4 * MIB, 512),
+  );
+  assert.deepEqual(results, new Array(5).fill(BLOCK_OK));
+  assert.deepEqual(holes, [
+    [0, MIB],
+    [MIB, 2 * MIB],
+  ]);
+  assert.equal(messages.length, 1);
+  assert.match(messages[0] as string, /no space can be given back to the host \(on purpose\)/);
+  await backend.close();
+});
+
+blockBackendContract("overlay in a temporary file", async (capacity) => {
+  const path = imageOf(capacity);
+  const backend = await openOverlay(await open(path, { readOnly: true }), { environment: testEnvironment });
+  return { backend, undo: async () => fs.rmSync(path) };
 });
 
 readOnlyBlockContract("file opened read-only", 6, async () => ({

@@ -1,11 +1,14 @@
 import * as nodeFs from "node:fs";
 import {
+  BLOCK_DISCARD,
   BLOCK_FLUSH,
   BLOCK_IO_ERROR,
+  BLOCK_MAY_UNMAP,
   BLOCK_OK,
   BLOCK_READ,
   BLOCK_UNSUPPORTED,
   BLOCK_WRITE,
+  BLOCK_WRITE_ZEROES,
   type BlockBackend,
   type BlockRequests,
   type BlockSink,
@@ -14,12 +17,17 @@ import {
 import type { Environment } from "../../common/environment.ts";
 import { VirtkitError } from "../../common/error.ts";
 import { RateLimitedLog } from "./environment.ts";
+import { HolePuncher, type PunchCall } from "./hole-puncher.ts";
 import { type ImageFile, openImage } from "./image-file.ts";
 
 /** Raw images are rounded up to whole sectors. */
 const SECTOR = 512;
 /** Bytes of one system call on one buffer. */
 const MOST = 2 ** 30;
+/** Smallest hole that is worth a process. Zeros for less are written, a discard of less is left out. */
+const HOLE_UNIT = 64 * 1024;
+/** Zeros written at a time. */
+const ZEROS = new Uint8Array(1024 * 1024);
 
 type Done = (error: NodeJS.ErrnoException | null, bytes: number) => void;
 
@@ -42,6 +50,9 @@ export interface FileBlockOptions {
   /** Answer flushes without doing them: the image may be lost when the host goes down. Default false. */
   readonly noFlush?: boolean;
   readonly calls?: FileCalls;
+  /** "unmap": discards, and zeros that may be unmapped, free blocks of the host's. Default "ignore". */
+  readonly discard?: "ignore" | "unmap";
+  readonly punch?: PunchCall;
 }
 
 /**
@@ -58,11 +69,16 @@ export class FileBlockBackend implements BlockBackend {
   readonly blockSize = SECTOR;
   readonly physicalBlockSize: number;
   readonly inline = false;
+  readonly discard = true;
+  readonly discardUnit = HOLE_UNIT;
+  readonly writeZeroes = true;
   readonly #image: ImageFile;
   readonly #calls: FileCalls;
   readonly #environment: Environment;
   readonly #log: RateLimitedLog;
   readonly #noFlush: boolean;
+  /** Undefined where discards are ignored. */
+  readonly #puncher: HolePuncher | undefined;
   /** Bytes in the file. */
   #size: number;
   #capacity: number;
@@ -87,6 +103,13 @@ export class FileBlockBackend implements BlockBackend {
     this.#environment = options.environment;
     this.#log = new RateLimitedLog(options.environment);
     this.#noFlush = options.noFlush ?? false;
+    const { environment, punch } = options;
+    if (options.discard === "unmap" && !image.readOnly)
+      this.#puncher = new HolePuncher(image.fd, {
+        name: image.path,
+        environment,
+        ...(punch === undefined ? {} : { call: punch }),
+      });
     this.#size = image.size;
     this.#capacity = Math.ceil(image.size / SECTOR) * SECTOR;
     if (this.#capacity !== this.#size)
@@ -171,7 +194,55 @@ export class FileBlockBackend implements BlockBackend {
     else if (op === BLOCK_READ || (op === BLOCK_WRITE && !this.readOnly)) {
       this.#moved[slot] = 0;
       this.#move(slot, op === BLOCK_WRITE);
-    } else this.#answer(slot, op === BLOCK_WRITE || this.readOnly ? BLOCK_IO_ERROR : BLOCK_UNSUPPORTED);
+    } else if (op === BLOCK_WRITE || this.readOnly) this.#answer(slot, BLOCK_IO_ERROR);
+    else if (op === BLOCK_DISCARD) this.#discard(slot);
+    else if (op === BLOCK_WRITE_ZEROES) this.#writeZeroes(slot);
+    else this.#answer(slot, BLOCK_UNSUPPORTED);
+  }
+
+  /** A hint: what cannot be freed is left as it is. */
+  #discard(slot: number): void {
+    const hole = this.#holeOf(slot);
+    if (hole === undefined) this.#answerLater(slot, BLOCK_OK);
+    else hole(() => this.#answerLater(slot, BLOCK_OK));
+  }
+
+  #writeZeroes(slot: number): void {
+    this.#moved[slot] = 0;
+    const mayUnmap = ((this.#requests?.flags[slot] ?? 0) & BLOCK_MAY_UNMAP) !== 0;
+    const hole = mayUnmap ? this.#holeOf(slot) : undefined;
+    if (hole === undefined) this.#zeroNext(slot);
+    else hole((ok) => (ok ? this.#answerLater(slot, BLOCK_OK) : this.#zeroNext(slot)));
+  }
+
+  /** What punches the request's range, where that can be done and is worth it: aligned ranges free whole blocks only. */
+  #holeOf(slot: number): ((done: (ok: boolean) => void) => void) | undefined {
+    const puncher = this.#puncher;
+    const offset = this.#requests?.offset[slot] as number;
+    const length = this.#requests?.length[slot] as number;
+    if (puncher === undefined || !puncher.works || length < HOLE_UNIT) return undefined;
+    return (done) => {
+      this.#unsynced = true;
+      puncher.punch(offset, length, done);
+    };
+  }
+
+  #zeroNext(slot: number): void {
+    const requests = this.#requests as BlockRequests;
+    const moved = this.#moved[slot] as number;
+    const length = Math.min((requests.length[slot] as number) - moved, ZEROS.length);
+    const position = (requests.offset[slot] as number) + moved;
+    this.#unsynced = true;
+    this.#calls.write(this.#image.fd, ZEROS, 0, length, position, (error, n) => {
+      if (error !== null || n === 0) {
+        this.#failed(slot, "writing", error?.message ?? "nothing was written");
+        return;
+      }
+      this.#size = Math.max(this.#size, position + n);
+      this.#moved[slot] = moved + n;
+      if (moved + n < (requests.length[slot] as number)) this.#zeroNext(slot);
+      else this.#answerLater(slot, BLOCK_OK);
+    });
   }
 
   /** Asks the operating system for what is left of a request. */

@@ -2,7 +2,13 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { MemoryBlockBackend } from "../../backend/block/memory.ts";
 import type { DeviceCore } from "../../device/core.ts";
-import { VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO } from "../../spec/blk.ts";
+import {
+  VIRTIO_BLK_F_CONFIG_WCE,
+  VIRTIO_BLK_F_DISCARD,
+  VIRTIO_BLK_F_MQ,
+  VIRTIO_BLK_F_RO,
+  VIRTIO_BLK_F_WRITE_ZEROES,
+} from "../../spec/blk.ts";
 import {
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
@@ -82,6 +88,8 @@ const FEATURES: readonly [driver: string, property: string, value: boolean, bit:
   ["virtio-rng-pci", "event_idx", false, VIRTIO_F_EVENT_IDX],
   ["virtio-serial-pci", "queue_reset", false, VIRTIO_F_RING_RESET],
   ["virtio-blk-pci", "config-wce", false, VIRTIO_BLK_F_CONFIG_WCE],
+  ["virtio-blk-pci", "discard", false, VIRTIO_BLK_F_DISCARD],
+  ["virtio-blk-pci", "write-zeroes", false, VIRTIO_BLK_F_WRITE_ZEROES],
 ];
 
 for (const [driver, property, value, bit] of FEATURES)
@@ -139,6 +147,15 @@ const BLK_CONFIG: readonly [
   [{ opt_io_size: "64K" }, 28, 4, 128],
   [{ "num-queues": 3 }, 34, 2, 3],
   [{ "write-cache": "off" }, 32, 1, 0],
+  [{}, 36, 4, 4194303],
+  [{}, 40, 4, 1],
+  [{}, 44, 4, 128],
+  [{ discard: false }, 36, 4, 0],
+  [{ "max-discard-sectors": 100 }, 36, 4, 100],
+  [{ discard_granularity: 4096 }, 44, 4, 8],
+  [{ "max-write-zeroes-sectors": 200 }, 48, 4, 200],
+  [{}, 56, 1, 1],
+  [{ "write-zeroes": "off" }, 48, 4, 0],
 ];
 
 for (const [properties, at, size, value] of BLK_CONFIG)
@@ -189,7 +206,6 @@ test("what no property of ours changes is accepted as QEMU has it, and nothing e
     romfile: "x.rom",
     rombar: 2,
     "request-merging": false,
-    discard: true,
     werror: "stop",
     iommu_platform: "on",
     "acpi-index": 3,

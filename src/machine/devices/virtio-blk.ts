@@ -45,6 +45,15 @@ const NUM_QUEUES = property("num-queues", UINT16, AUTO_QUEUES);
 const QUEUE_SIZE = property("queue-size", UINT16, 256);
 const SEG_MAX_ADJUST = property("seg-max-adjust", BOOL, true);
 
+/** Sectors of a range that QEMU allows. */
+const MAX_SECTORS = 4194303;
+const AUTO_GRANULARITY = 0xffffffff;
+const DISCARD = property("discard", BOOL, true);
+const WRITE_ZEROES = property("write-zeroes", BOOL, true);
+const MAX_DISCARD_SECTORS = property("max-discard-sectors", UINT32, MAX_SECTORS);
+const MAX_WRITE_ZEROES_SECTORS = property("max-write-zeroes-sectors", UINT32, MAX_SECTORS);
+const DISCARD_GRANULARITY = property("discard_granularity", SIZE, AUTO_GRANULARITY);
+
 const ON_ERROR = enumType(
   "BlockdevOnError",
   ["report", "ignore", "enospc", "stop", "auto"],
@@ -79,9 +88,11 @@ const PROPERTIES: readonly Property[] = [
   }),
   fixedProperty("scsi", BOOL, false, "SCSI passthrough is not part of virtio 1.0; only scsi=off works"),
   fixedProperty("request-merging", BOOL, true, "neighbouring requests are always merged"),
-  fixedProperty("discard", BOOL, false, "DISCARD requests are not supported yet"),
-  fixedProperty("write-zeroes", BOOL, false, "WRITE_ZEROES requests are not supported yet"),
-  fixedProperty("discard_granularity", SIZE, 0xffffffff, "DISCARD requests are not supported yet"),
+  DISCARD,
+  WRITE_ZEROES,
+  MAX_DISCARD_SECTORS,
+  MAX_WRITE_ZEROES_SECTORS,
+  DISCARD_GRANULARITY,
   property("iothread", reference("link<iothread>"), undefined, {
     refuse: () => "there are no iothread objects: a device runs on the thread of its machine",
   }),
@@ -155,6 +166,26 @@ function blkProperties(device: VirtioBlkObject, drive: Drive, host: MachineHost)
     writeCache: (cache === "auto" ? drive.options.cache.writeback : cache === "on") ? "on" : "off",
     readOnly: drive.options.readOnly,
     ...geometry(device),
+    ...rangeLimits(device),
+  };
+}
+
+function rangeLimits(device: VirtioBlkObject): Partial<BlkProperties> {
+  const granularity = device.get(DISCARD_GRANULARITY);
+  for (const [key, feature] of [
+    [MAX_DISCARD_SECTORS, DISCARD],
+    [MAX_WRITE_ZEROES_SECTORS, WRITE_ZEROES],
+  ] as const) {
+    const sectors = device.get(key);
+    if (device.get(feature) && (sectors < 1 || sectors > MAX_SECTORS))
+      throw new UsageError(`invalid ${key.name} property (${sectors}), must be between 1 and ${MAX_SECTORS}`);
+  }
+  return {
+    ...(device.get(DISCARD) ? { maxDiscardSectors: device.get(MAX_DISCARD_SECTORS) } : { discard: false }),
+    ...(device.get(WRITE_ZEROES)
+      ? { maxWriteZeroesSectors: device.get(MAX_WRITE_ZEROES_SECTORS) }
+      : { writeZeroes: false }),
+    ...(granularity === AUTO_GRANULARITY ? {} : { discardGranularity: granularity }),
   };
 }
 
