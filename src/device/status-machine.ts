@@ -113,6 +113,11 @@ export class StatusMachine implements TransportPort {
     if ((value & 0xff) === 0 || this.useLegacy()) this.writeStatus(value);
   }
 
+  /** What the driver wrote, as far as it is offered. */
+  get legacyDriverFeatures(): number {
+    return this.#driverFeatures[0] as number;
+  }
+
   /** A driver's features through the legacy interface; bits that are not offered there are left out. */
   writeLegacyFeatures(value: number): void {
     if (!this.useLegacy()) return;

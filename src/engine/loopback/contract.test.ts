@@ -39,6 +39,9 @@ interface Way {
   readonly legacy?: boolean;
 }
 
+/** The loop device is no type of the standard's, so no table has an id for it. */
+const LEGACY_ID = { legacy: true, legacyDeviceId: 0x103f };
+
 const WAYS: readonly Way[] = [
   { name: "loopback, deferred", how: { transport: "loopback" } },
   { name: "loopback, direct", how: { transport: "loopback" }, machine: { delivery: "direct" } },
@@ -61,6 +64,41 @@ const WAYS: readonly Way[] = [
     mode: "intx",
   },
   { name: "pci, configuration window", how: { transport: "pci" }, machine: { window: true }, mode: "msix" },
+  { name: "pci, transitional, modern", how: { transport: "pci", ...LEGACY_ID }, mode: "msix" },
+  {
+    name: "pci, transitional, legacy",
+    how: { transport: "pci", ...LEGACY_ID },
+    machine: { legacy: true },
+    mode: "msix",
+    legacy: true,
+  },
+  { name: "pci, legacy", how: { transport: "pci", ...LEGACY_ID, modern: false }, mode: "msix", legacy: true },
+  {
+    name: "pci, legacy, direct",
+    how: { transport: "pci", ...LEGACY_ID, modern: false },
+    machine: { delivery: "direct" },
+    mode: "msix",
+    legacy: true,
+  },
+  {
+    name: "pci, legacy, 2 vectors for all",
+    how: { transport: "pci", ...LEGACY_ID, modern: false, vectors: 2 },
+    mode: "msix-shared",
+    legacy: true,
+  },
+  {
+    name: "pci, legacy, no MSI-X",
+    how: { transport: "pci", ...LEGACY_ID, modern: false, vectors: 0 },
+    mode: "intx",
+    legacy: true,
+  },
+  {
+    name: "pci, legacy, no messages",
+    how: { transport: "pci", ...LEGACY_ID, modern: false },
+    machine: { msis: 0 },
+    mode: "intx",
+    legacy: true,
+  },
   { name: "mmio, version 2", how: { transport: "mmio", version: 2 } },
   { name: "mmio, version 2, direct", how: { transport: "mmio" }, machine: { delivery: "direct" } },
   { name: "mmio, version 1", how: { transport: "mmio", version: 1 }, legacy: true },

@@ -25,6 +25,8 @@ export interface LoopbackMachineOptions {
   readonly msis?: number;
   /** True to reach PCI devices through the configuration access capability only. */
   readonly window?: boolean;
+  /** True to drive PCI devices through their legacy interface where they have one. */
+  readonly legacy?: boolean;
 }
 
 /** How a device is attached. */
@@ -64,7 +66,12 @@ export class LoopbackMachine {
     // Address 0 stays unused: to a device it says "nothing here".
     this.dma = new DmaAllocator(this.memory, PAGE, size - PAGE);
     this.bridge = new PciHostBridge({ environment, delivery: this.#delivery, ...(msis === undefined ? {} : { msis }) });
-    this.#scanner = new PciScanner(this.bridge, { memory: this.memory, environment, window: options.window ?? false });
+    this.#scanner = new PciScanner(this.bridge, {
+      memory: this.memory,
+      environment,
+      window: options.window ?? false,
+      legacy: options.legacy ?? false,
+    });
     this.bus = new VirtioBus({
       dma: this.dma,
       environment,
