@@ -232,9 +232,12 @@ test("legacy mmio: a driver may use the device before DRIVER_OK, and before it w
   write(0x50, 0);
   assert.equal(ring.usedIdx, 1);
   assert.deepEqual([irq, device.ready], [[true], true]);
+  const before = device.queue(0);
   write(0x24, 0);
   write(0x20, 1);
   assert.deepEqual([...device.features], [0]);
+  // The rings' own features are latched when a queue starts, so it has to be another one now.
+  assert.notEqual(device.queue(0), before);
   ring.offer(0);
   write(0x50, 0);
   assert.equal(ring.usedIdx, 2);
