@@ -3,6 +3,7 @@ import { VirtkitError } from "../common/error.ts";
 import { FeatureSet } from "../common/feature-set.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import {
+  VIRTIO_F_ANY_LAYOUT,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_INDIRECT_DESC,
@@ -23,6 +24,7 @@ import {
 } from "../virtqueue/index.ts";
 import { ConfigSpace } from "./config-space.ts";
 import { RunningQueue } from "./running-queue.ts";
+import { checkSharedMemory, type SharedMemoryRegion } from "./shared-memory.ts";
 import type { TransportPort } from "./transport-port.ts";
 
 /** The ring features that every device here can offer, because `virtqueue/` implements them. */
@@ -42,6 +44,9 @@ export const DEFAULT_RING_FEATURES = RING_FEATURES.without(
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_NOTIFICATION_DATA,
 );
+
+/** Feature bits that only the legacy interface shows: a modern driver must not see them (VIRTIO 1.4 §6.3). */
+export const LEGACY_FEATURES = FeatureSet.of(VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_ANY_LAYOUT);
 
 /** Chains that are taken from a queue in one go. */
 const BATCH_CHAINS = 128;
@@ -66,6 +71,8 @@ export interface DeviceDescription {
   readonly ringFeatures?: FeatureSet;
   /** Bytes of the device-specific configuration; 0 for none. */
   readonly configSize: number;
+  /** Shared memory regions; none unless said. */
+  readonly sharedMemory?: readonly SharedMemoryRegion[];
   readonly environment: Environment;
 }
 
@@ -83,10 +90,12 @@ export abstract class DeviceCore {
   readonly deviceId: number;
   readonly queueSizes: readonly number[];
   readonly config: ConfigSpace;
+  readonly sharedMemory: readonly SharedMemoryRegion[];
   protected readonly environment: Environment;
   /** Rules that a driver broke, by count; the first is also logged. */
   faults = 0;
   #offered: FeatureSet;
+  #legacyOnly = LEGACY_FEATURES;
   #negotiated = FeatureSet.EMPTY;
   #port: TransportPort | undefined;
   readonly #queues: (RunningQueue | undefined)[];
@@ -100,6 +109,7 @@ export abstract class DeviceCore {
     this.deviceId = description.deviceId;
     this.queueSizes = description.queueSizes;
     this.environment = description.environment;
+    this.sharedMemory = checkSharedMemory(description.name, description.sharedMemory ?? []);
     this.#offered = description.features.union(description.ringFeatures ?? DEFAULT_RING_FEATURES);
     this.#queues = new Array(description.queueSizes.length).fill(undefined);
     this.config = new ConfigSpace(description.configSize, {
@@ -111,6 +121,11 @@ export abstract class DeviceCore {
   /** Every feature bit that the device offers. */
   get offeredFeatures(): FeatureSet {
     return this.#offered;
+  }
+
+  /** What the legacy interface offers: the low 32 bits, and {@link LEGACY_FEATURES}. */
+  get legacyFeatures(): FeatureSet {
+    return FeatureSet.fromWords([this.#offered.word(0)]).union(this.#legacyOnly);
   }
 
   /** The features in force, from {@link setFeatures} on. */
@@ -145,12 +160,18 @@ export abstract class DeviceCore {
     this.#offered = features;
   }
 
+  /** Which of {@link LEGACY_FEATURES} the legacy interface offers; both unless said. Only before a driver negotiates. */
+  setLegacyFeatures(features: FeatureSet): void {
+    this.#legacyOnly = features.intersect(LEGACY_FEATURES);
+  }
+
   /**
    * The driver's choice. False when the device does not accept it: a bit that was not offered, or a bit without one that
    * it requires (device: Feature Bits #2). The old choice then stays in force.
    */
   setFeatures(features: FeatureSet): boolean {
-    if (!features.isSubsetOf(this.#offered)) return false;
+    const legacy = features.has(VIRTIO_F_VERSION_1) ? FeatureSet.EMPTY : this.#legacyOnly;
+    if (!features.isSubsetOf(this.#offered.union(legacy))) return false;
     if (!this.acceptsFeatures(features)) return false;
     this.#negotiated = features;
     this.onFeatures(features);

@@ -1,4 +1,4 @@
-import type { QueueConfig } from "../virtqueue/index.ts";
+import { legacySplitLayout, QUEUE_ALIGN, type QueueConfig } from "../virtqueue/index.ts";
 import type { DeviceCore } from "./core.ts";
 
 /** Halves of the three addresses of a queue, in the order of the registers. */
@@ -9,6 +9,8 @@ export const QUEUE_DRIVER_HIGH = 3;
 export const QUEUE_DEVICE_LOW = 4;
 export const QUEUE_DEVICE_HIGH = 5;
 const HALVES = 6;
+
+const isPowerOfTwo = (n: number): boolean => n >= 1 && Number.isInteger(Math.log2(n));
 
 /** What the queue registers ask of the status machine around them. */
 interface QueueRules {
@@ -34,6 +36,8 @@ export class QueueRegisters {
   readonly #addresses: Uint32Array;
   readonly #enabled: (QueueConfig | undefined)[];
   readonly #resetting: Uint8Array;
+  /** Page frame numbers as a legacy driver wrote them; 0 where there is none. */
+  readonly #pages: Uint32Array;
   /** Device resets so far: a queue reset that ends after one has nothing to do any more. */
   #epoch = 0;
 
@@ -45,6 +49,7 @@ export class QueueRegisters {
     this.#addresses = new Uint32Array(count * HALVES);
     this.#enabled = new Array(count).fill(undefined);
     this.#resetting = new Uint8Array(count);
+    this.#pages = new Uint32Array(count);
   }
 
   get count(): number {
@@ -88,14 +93,44 @@ export class QueueRegisters {
   writeEnable(value: number): void {
     if (value !== 1) this.#device.driverFault(`the driver wrote ${value} to queue_enable`, false);
     if (value !== 1 || this.maxSize === 0 || !this.#writable()) return;
-    const index = this.select;
-    this.#enabled[index] = {
+    this.#enable({
       size: this.size,
       desc: this.#wide(QUEUE_DESC_LOW),
       driver: this.#wide(QUEUE_DRIVER_LOW),
       device: this.#wide(QUEUE_DEVICE_LOW),
-    };
-    if (this.#rules.live()) this.#run(index);
+    });
+  }
+
+  /** Page frame number of the selected queue's memory (legacy interface); 0 while it is not in use. */
+  get page(): number {
+    return this.#pages[this.select] ?? 0;
+  }
+
+  /**
+   * Legacy interface: the page at which the selected queue starts enables it, with the one layout that there is; 0 takes it out of
+   * use (VIRTIO 1.4 §2.7.2, §4.1.5.1.3.1, §4.2.4). What cannot be a queue leaves the device in need of a reset.
+   * @param pageSize bytes of a page; any number, a driver may have chosen it
+   * @param align of the used ring; likewise
+   */
+  writePage(page: number, pageSize: number, align: number): void {
+    if (page === 0) {
+      this.disable();
+      return;
+    }
+    if (this.maxSize === 0 || !this.#writable()) return;
+    const address = page * pageSize;
+    if (address === 0 || address % QUEUE_ALIGN !== 0 || !isPowerOfTwo(align) || !isPowerOfTwo(this.size)) {
+      this.#device.driverFault(`the driver put queue ${this.select} where no queue can be (page ${page})`, true);
+      return;
+    }
+    const { size, desc, driver, device } = legacySplitLayout(address, this.size, align);
+    this.#pages[this.select] = page;
+    this.#enable({ size, desc, driver, device });
+  }
+
+  /** Takes the selected queue out of use; it stays {@link enabled} while a back end still works on guest memory. */
+  disable(): void {
+    if (this.enabled && !this.resetting) this.#release(this.select, () => undefined);
   }
 
   /** True while a reset of the selected queue is under way. */
@@ -111,22 +146,23 @@ export class QueueRegisters {
       this.#device.driverFault("the driver reset a queue without VIRTIO_F_RING_RESET", false);
       return;
     }
-    this.#device.stopQueue(index);
-    if (!this.#device.busy(index)) {
-      this.#finishReset(index);
-      return;
-    }
-    this.#resetting[index] = 1;
-    const epoch = this.#epoch;
-    const finish = () => {
-      if (epoch === this.#epoch) this.#finishReset(index);
-    };
-    this.#device.drain(index).then(finish, finish);
+    this.#release(index, () => this.#finishReset(index));
   }
 
   /** DRIVER_OK: every enabled queue runs. What waits in it already is looked at, whether there was a kick or not. */
   start(): void {
-    for (let i = 0; i < this.count && this.#rules.live(); i++) if (this.#enabled[i] !== undefined) this.#run(i);
+    for (let i = 0; i < this.count && this.#rules.live(); i++)
+      if (this.#enabled[i] !== undefined && this.#device.queue(i) === undefined) this.#run(i);
+  }
+
+  /** Other features came into force while queues run (a legacy driver may do that): they go on from where they are. */
+  restart(): void {
+    for (let i = 0; i < this.count && this.#rules.live(); i++) {
+      const config = this.#enabled[i];
+      if (config === undefined || this.#device.queue(i) === undefined) continue;
+      const state = this.#device.stopQueue(i);
+      if (this.#device.startQueue(i, config, state) === undefined) this.#device.kick(i);
+    }
   }
 
   /** No queue runs any more; what the driver programmed stays. */
@@ -142,6 +178,33 @@ export class QueueRegisters {
     this.#addresses.fill(0);
     this.#enabled.fill(undefined);
     this.#resetting.fill(0);
+    this.#pages.fill(0);
+  }
+
+  #enable(config: QueueConfig): void {
+    this.#enabled[this.select] = config;
+    if (this.#rules.live()) this.#run(this.select);
+  }
+
+  /** Stops a queue, and takes it out of use once no back end works on guest memory for it any more. */
+  #release(index: number, then: () => void): void {
+    const done = () => {
+      this.#enabled[index] = undefined;
+      this.#resetting[index] = 0;
+      this.#pages[index] = 0;
+      then();
+    };
+    this.#device.stopQueue(index);
+    if (!this.#device.busy(index)) {
+      done();
+      return;
+    }
+    this.#resetting[index] = 1;
+    const epoch = this.#epoch;
+    const finish = () => {
+      if (epoch === this.#epoch) done();
+    };
+    this.#device.drain(index).then(finish, finish);
   }
 
   #run(index: number): void {
@@ -153,8 +216,6 @@ export class QueueRegisters {
   #finishReset(index: number): void {
     this.#size[index] = 0;
     this.#addresses.fill(0, index * HALVES, (index + 1) * HALVES);
-    this.#enabled[index] = undefined;
-    this.#resetting[index] = 0;
     this.#rules.wasReset(index);
   }
 

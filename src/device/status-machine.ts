@@ -46,6 +46,10 @@ const DRIVER_BITS =
  * - DRIVER_OK is cleared while the device is live: the driver believes that the device stopped and will use the memory
  *   for other things, so every queue stops, and the device needs a reset;
  * - features written after FEATURES_OK, the geometry of an enabled queue, 0 written to queue_enable: ignored, counted.
+ *
+ * The legacy interface (VIRTIO 1.4 §3.1.2) is another set of registers over the same machine. The first write to it, before
+ * FEATURES_OK, takes it into use until the next reset. There is no FEATURES_OK then: features are in force from DRIVER_OK on, or from
+ * the first kick, as drivers of old used the device before they said that they were ready.
  */
 export class StatusMachine implements TransportPort {
   readonly memory: GuestMemory;
@@ -58,6 +62,9 @@ export class StatusMachine implements TransportPort {
   readonly #driverFeatures = new Uint32Array(4);
   #status = 0;
   #resetting = false;
+  #legacy = false;
+  /** A legacy driver uses the device before DRIVER_OK. */
+  #early = false;
 
   constructor(device: DeviceCore, hooks: StatusHooks) {
     this.device = device;
@@ -78,8 +85,53 @@ export class StatusMachine implements TransportPort {
 
   /** DRIVER_OK is set, nothing is broken, no reset is under way: queues run. */
   get live(): boolean {
-    const bits = this.#status & (VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET);
-    return bits === VIRTIO_CONFIG_S_DRIVER_OK && !this.#resetting;
+    return this.#up && (this.#status & VIRTIO_CONFIG_S_NEEDS_RESET) === 0;
+  }
+
+  /** The driver uses the legacy interface. */
+  get legacy(): boolean {
+    return this.#legacy;
+  }
+
+  /**
+   * Called for what a driver does to a legacy register, before it takes effect. False while another interface is in use, or a
+   * reset under way: the write is to be ignored.
+   */
+  useLegacy(): boolean {
+    if (this.#resetting) return false;
+    if (this.#legacy) return true;
+    if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
+      this.device.driverFault("the driver wrote to the legacy interface while it uses the modern one", false);
+      return false;
+    }
+    this.#legacy = true;
+    return true;
+  }
+
+  /** A driver's write to the status register of a legacy interface. */
+  writeLegacyStatus(value: number): void {
+    if ((value & 0xff) === 0 || this.useLegacy()) this.writeStatus(value);
+  }
+
+  /** What the driver wrote, as far as it is offered. */
+  get legacyDriverFeatures(): number {
+    return this.#driverFeatures[0] as number;
+  }
+
+  /** A driver's features through the legacy interface; bits that are not offered there are left out. */
+  writeLegacyFeatures(value: number): void {
+    if (!this.useLegacy()) return;
+    this.#driverFeatures.fill(0);
+    this.#driverFeatures[0] = this.device.legacyFeatures.intersect(FeatureSet.fromWords([value])).word(0);
+    if (!this.#up) return;
+    this.#latchLegacyFeatures();
+    this.queues.restart();
+  }
+
+  /** An available buffer notification through the legacy interface. */
+  legacyKick(index: number): void {
+    if (!this.#up && this.useLegacy() && index < this.queues.count) this.#goEarly();
+    this.kick(index);
   }
 
   /** A driver's write to the device status register; 0 resets the device. */
@@ -97,7 +149,8 @@ export class StatusMachine implements TransportPort {
     }
     const set = bits & DRIVER_BITS & ~this.#status;
     this.#status |= set & ~(VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK);
-    if ((set & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && this.#latchFeatures()) this.#status |= VIRTIO_CONFIG_S_FEATURES_OK;
+    if ((set & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && !this.#legacy && this.#latchFeatures())
+      this.#status |= VIRTIO_CONFIG_S_FEATURES_OK;
     if ((set & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.#goLive();
   }
 
@@ -139,11 +192,11 @@ export class StatusMachine implements TransportPort {
   }
 
   notifyQueue(index: number): void {
-    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && !this.#resetting) this.#hooks.queueInterrupt(index);
+    if (this.#up) this.#hooks.queueInterrupt(index);
   }
 
   notifyConfig(): void {
-    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && !this.#resetting) this.#hooks.configInterrupt();
+    if (this.#up) this.#hooks.configInterrupt();
   }
 
   notifyNeedsReset(_reason: string): void {
@@ -164,7 +217,12 @@ export class StatusMachine implements TransportPort {
 
   #goLive(): void {
     if ((this.#status & VIRTIO_CONFIG_S_NEEDS_RESET) !== 0) return;
-    if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) === 0) {
+    if (this.#early) {
+      this.#status |= VIRTIO_CONFIG_S_DRIVER_OK;
+      return;
+    }
+    if (this.#legacy) this.#latchLegacyFeatures();
+    else if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) === 0) {
       this.device.driverFault("the driver set DRIVER_OK without FEATURES_OK", true);
       return;
     }
@@ -173,8 +231,30 @@ export class StatusMachine implements TransportPort {
     this.queues.start();
   }
 
+  /** The driver is up, or believes so: notifications go to it. */
+  get #up(): boolean {
+    return ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 || this.#early) && !this.#resetting;
+  }
+
+  #goEarly(): void {
+    if ((this.#status & VIRTIO_CONFIG_S_NEEDS_RESET) !== 0) return;
+    this.#latchLegacyFeatures();
+    this.#early = true;
+    this.device.driverReady(true);
+    this.queues.start();
+  }
+
+  // There is no way to refuse: a driver that leaves out what a bit requires gets nothing at all.
+  #latchLegacyFeatures(): void {
+    if (this.device.setFeatures(FeatureSet.fromWords(this.#driverFeatures))) return;
+    this.device.driverFault("the device does not accept the driver's legacy features", false);
+    this.device.setFeatures(FeatureSet.EMPTY);
+  }
+
   #finishReset(): void {
-    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.device.driverReady(false);
+    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 || this.#early) this.device.driverReady(false);
+    this.#legacy = false;
+    this.#early = false;
     this.device.reset();
     this.#status = 0;
     this.deviceFeatureSelect = 0;

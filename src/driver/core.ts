@@ -217,12 +217,19 @@ export abstract class VirtioDriver {
     return this.readConfigFields(() => transport.readConfig(offset, 4) + transport.readConfig(offset + 4, 4) * 2 ** 32);
   }
 
-  /** Reads several fields that belong together: again and again until none changed meanwhile (VIRTIO 1.4 §2.5.1). */
+  /**
+   * Reads several fields that belong together: again and again until none changed meanwhile (VIRTIO 1.4 §2.5.1), which the legacy
+   * interface only shows by two looks that agree (§2.5.4).
+   */
   protected readConfigFields<T>(read: () => T): T {
+    const legacy = this.#transport.legacy === true;
+    let last: string | undefined;
     for (let tries = 0; tries < 1000; tries++) {
       const before = this.#transport.configGeneration();
       const value = read();
-      if (this.#transport.configGeneration() === before) return value;
+      const seen = legacy ? JSON.stringify(value) : undefined;
+      if (legacy ? seen === last : this.#transport.configGeneration() === before) return value;
+      last = seen;
     }
     throw new VirtkitError("ERR_VIRTKIT_CONFIG", `${this.name}: the configuration does not stop changing`);
   }
@@ -258,7 +265,8 @@ export abstract class VirtioDriver {
   #negotiate(): void {
     const transport = this.#transport;
     const offered = transport.deviceFeatures();
-    const possible = negotiate(this.#description.features, this.#ringFeatures, offered);
+    const legacy = transport.legacy === true;
+    const possible = negotiate(this.#description.features, this.#ringFeatures, offered, legacy);
     const chosen = this.onValidate(possible, offered);
     if (!chosen.isSubsetOf(possible))
       throw new VirtkitError(
@@ -266,8 +274,8 @@ export abstract class VirtioDriver {
         `${this.name}: onValidate added features (${chosen.minus(possible)}); it may only take some away`,
       );
     transport.setDriverFeatures(chosen);
-    this.#addStatus(VIRTIO_CONFIG_S_FEATURES_OK);
-    if ((transport.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) === 0)
+    if (!legacy) this.#addStatus(VIRTIO_CONFIG_S_FEATURES_OK);
+    if (!legacy && (transport.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) === 0)
       throw new VirtkitError("ERR_VIRTKIT_FEATURES", `${this.name}: the device does not accept the features ${chosen}`);
     this.#features = chosen;
     this.#configurable = true;
@@ -299,7 +307,7 @@ export abstract class VirtioDriver {
   #openQueue(queue: VirtQueue, options: VirtQueueOptions): void {
     const most = this.#transport.queueMaxSize(queue.index);
     if (most === 0) throw new VirtkitError("ERR_VIRTKIT_QUEUE", `${this.name}: the device has no queue ${queue.index}`);
-    let entries = Math.min(options.size ?? most, most, this.#maxQueueSize);
+    let entries = this.#transport.fixedQueueSize ? most : Math.min(options.size ?? most, most, this.#maxQueueSize);
     if (!this.#features.has(VIRTIO_F_RING_PACKED)) entries = 2 ** Math.floor(Math.log2(entries));
     const config = queue.open(entries, driverQueueFeatures(this.#features), options.indirectEntries);
     try {

@@ -1,6 +1,7 @@
 import { VirtkitError } from "../common/error.ts";
 import { FeatureSet } from "../common/feature-set.ts";
 import {
+  VIRTIO_F_ANY_LAYOUT,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_INDIRECT_DESC,
@@ -32,20 +33,34 @@ export const DRIVER_RING_FEATURES = FeatureSet.of(
   VIRTIO_F_RING_RESET,
 );
 
+/** Those that exist without VERSION_1. */
+const LEGACY_RING_FEATURES = FeatureSet.of(VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX);
+/** Drivers here frame requests as it suits them, so this one is always accepted where it is offered. */
+const LEGACY_LAYOUT = FeatureSet.of(VIRTIO_F_ANY_LAYOUT);
+
 /**
  * What the driver accepts of what the device offers (driver: Feature Bits #1 to #7): declared bits only, each only with
  * those it requires, until nothing changes any more.
+ * @param legacy the legacy interface: without VERSION_1, and of the ring features only those it knows
  * @throws ERR_VIRTKIT_FEATURES when VERSION_1 or a mandatory feature is missing
  */
-export function negotiate(table: readonly DriverFeature[], ring: FeatureSet, offered: FeatureSet): FeatureSet {
-  const wanted = FeatureSet.of(...table.map((feature) => feature.bit)).union(ring.intersect(DRIVER_RING_FEATURES));
+export function negotiate(
+  table: readonly DriverFeature[],
+  ring: FeatureSet,
+  offered: FeatureSet,
+  legacy = false,
+): FeatureSet {
+  const rings = legacy
+    ? ring.intersect(LEGACY_RING_FEATURES).union(LEGACY_LAYOUT)
+    : ring.intersect(DRIVER_RING_FEATURES);
+  const wanted = FeatureSet.of(...table.map((feature) => feature.bit)).union(rings);
   let accepted = wanted.intersect(offered);
   for (let before = FeatureSet.EMPTY; !before.equals(accepted); ) {
     before = accepted;
     for (const { bit, requires } of table)
       if (requires?.some((other) => !before.has(other))) accepted = accepted.without(bit);
   }
-  if (!accepted.has(VIRTIO_F_VERSION_1))
+  if (!legacy && !accepted.has(VIRTIO_F_VERSION_1))
     throw new VirtkitError(
       "ERR_VIRTKIT_FEATURES",
       "the device does not offer VIRTIO_F_VERSION_1; it needs a driver for the legacy interface",

@@ -3,5 +3,5 @@ export { type DriverType, VirtioBus, type VirtioBusOptions, type VirtioDevice } 
 export { type DriverContext, type DriverDescription, type DriverState, VirtioDriver } from "./core.ts";
 export { DmaAllocator, DmaBuffer, type DmaSegment } from "./dma.ts";
 export type { DriverFeature } from "./features.ts";
-export type { DriverTransport } from "./transport.ts";
+export type { DriverTransport, FoundSharedMemory } from "./transport.ts";
 export { VirtQueue, type VirtQueueOptions } from "./virtqueue.ts";

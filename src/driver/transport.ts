@@ -2,6 +2,15 @@ import type { FeatureSet } from "../common/feature-set.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import type { QueueConfig } from "../virtqueue/index.ts";
 
+/** A shared memory region as a driver finds it (VIRTIO 1.4 §2.10). */
+export interface FoundSharedMemory {
+  readonly id: number;
+  /** In the driver's physical address space. */
+  readonly address: number;
+  /** Bytes. */
+  readonly length: number;
+}
+
 /**
  * A device as its driver sees it, whatever carries it: what Linux calls `virtio_config_ops`. A transport's driver side
  * (loopback, PCI, MMIO, vhost-user) implements it; `VirtioDriver` alone calls it, in the order of VIRTIO 1.4 §3.1.1.
@@ -13,6 +22,10 @@ export interface DriverTransport {
   readonly deviceId: number;
   /** Memory that driver and device share; addresses handed to the device are addresses in it. */
   readonly memory: GuestMemory;
+  /** The legacy interface: no VERSION_1 and no FEATURES_OK, one layout for queues, no configuration generation. */
+  readonly legacy?: boolean;
+  /** Queues have the device's size and no other (legacy virtio-pci). */
+  readonly fixedQueueSize?: boolean;
   getStatus(): number;
   setStatus(status: number): void;
   /** Writes status 0 and waits until the device reads back 0 (device: Device Reset #1). */
@@ -33,6 +46,8 @@ export interface DriverTransport {
   notify(index: number, data: number): void;
   /** One listener for configuration change notifications. */
   onConfigChange(listener: () => void): void;
+  /** Where a shared memory region of the device is; undefined when there is none with this id. */
+  sharedMemory?(id: number): FoundSharedMemory | undefined;
   /** Lets go of interrupts and mappings. The device was reset before. */
   close(): void;
 }

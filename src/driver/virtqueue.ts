@@ -4,6 +4,7 @@ import {
   createDriverQueue,
   type DriverQueue,
   indirectTablesBytes,
+  legacySplitLayout,
   packedLayout,
   type QueueConfig,
   type QueueFault,
@@ -169,7 +170,7 @@ export class VirtQueue {
   /** For the driver core: allocates and zeroes the rings. Returns what the device is to be told. */
   open(size: number, features: QueueFeatures, indirectEntries = DEFAULT_INDIRECT_ENTRIES): QueueConfig {
     const { dma } = this.#host;
-    const layoutOf = features.packed ? packedLayout : splitLayout;
+    const layoutOf = features.packed ? packedLayout : features.legacy ? legacySplitLayout : splitLayout;
     this.#memory = dma.alloc(layoutOf(0, size).bytes, 4096);
     const config = layoutOf(this.#memory.address, size);
     if (features.indirect && indirectEntries > 0)

@@ -9,12 +9,14 @@ const DEVICES = `Storage devices:
 name "virtio-blk-device", bus virtio-bus
 name "virtio-blk-pci", bus PCI, alias "virtio-blk"
 name "virtio-blk-pci-non-transitional", bus PCI
+name "virtio-blk-pci-transitional", bus PCI
 
 Input devices:
 name "virtconsole", bus virtio-serial-bus
 name "virtio-serial-device", bus virtio-bus
 name "virtio-serial-pci", bus PCI, alias "virtio-serial"
 name "virtio-serial-pci-non-transitional", bus PCI
+name "virtio-serial-pci-transitional", bus PCI
 name "virtserialport", bus virtio-serial-bus
 
 Misc devices:
@@ -24,6 +26,7 @@ name "virtio-balloon-pci-non-transitional", bus PCI
 name "virtio-rng-device", bus virtio-bus
 name "virtio-rng-pci", bus PCI, alias "virtio-rng"
 name "virtio-rng-pci-non-transitional", bus PCI
+name "virtio-rng-pci-transitional", bus PCI
 `;
 
 const PORT = `virtserialport options:

@@ -37,7 +37,7 @@ test("the command line of the articles works as it stands", OPTIONS, async () =>
   );
   const plugged = parts.pci.functions.get(4 << 3);
   assert.equal(plugged?.name, "virtio-disk0");
-  assert.equal(plugged?.configRead(PCI_DEVICE_ID, 2), 0x1042);
+  assert.equal(plugged?.configRead(PCI_DEVICE_ID, 2), 0x1001);
   assert.deepEqual(
     machine.backends.bootOrder.map((device) => device.id),
     ["virtio-disk0"],
@@ -50,6 +50,38 @@ test("the command line of the articles works as it stands", OPTIONS, async () =>
     "close drive drive-virtio-disk0",
   ]);
 });
+
+test(
+  "disable-legacy and disable-modern choose the interfaces, and with them id, revision and BARs",
+  OPTIONS,
+  async () => {
+    const rows: [options: string, id: number, revision: number, subsystem: number, bars: number[]][] = [
+      ["virtio-blk-pci,vectors=2", 0x1001, 0, 2, [0, 4, 1]],
+      ["virtio-blk-pci,disable-legacy=auto", 0x1001, 0, 2, [0, 4, 1]],
+      ["virtio-blk-pci,disable-legacy=off", 0x1001, 0, 2, [0, 4, 1]],
+      ["virtio-blk-pci,disable-legacy=off,vectors=0", 0x1001, 0, 2, [0, 4]],
+      ["virtio-blk-pci-transitional", 0x1001, 0, 2, [0, 4, 1]],
+      ["virtio-blk-pci,disable-legacy=on", 0x1042, 1, 0x1100, [4, 1]],
+      ["virtio-blk-pci-non-transitional,packed=on", 0x1042, 1, 0x1100, [4, 1]],
+      ["virtio-blk-pci,packed=on", 0x1001, 0, 2, [0, 4, 1]],
+      ["virtio-blk-pci,disable-modern=on", 0x1001, 0, 2, [0, 1]],
+      ["virtio-blk-pci,disable-modern=on,vectors=0", 0x1001, 0, 2, [0]],
+    ];
+    for (const [options, id, revision, subsystem, bars] of rows) {
+      const parts = notedParts();
+      const machine = await build(`${D0} -device ${options},drive=d0,addr=4`, parts);
+      const pci = parts.pci.functions.get(4 << 3);
+      const seen = [
+        pci?.configRead(2, 2),
+        pci?.configRead(8, 1),
+        pci?.configRead(0x2e, 2),
+        pci?.bars.map((b) => b.index),
+      ];
+      assert.deepEqual(seen, [id, revision, subsystem, bars], options);
+      await machine.close();
+    }
+  },
+);
 
 test("objects, chardevs, drives, devices, in this order; closing goes backwards", OPTIONS, async () => {
   const parts = notedParts();
@@ -122,8 +154,8 @@ const WRONG: readonly [line: string, message: RegExp][] = [
   ],
   [`${D0} -device virtio-blk-pci,drive=d0,scsi=on`, /scsi' can't be 'on': SCSI passthrough is not part of virtio 1\.0/],
   [
-    `${D0} -device virtio-blk-pci,drive=d0,disable-modern=on`,
-    /disable-modern' can't be 'on': there is no legacy interface/,
+    `${D0} -device virtio-blk-pci,drive=d0,disable-modern=on,packed=on`,
+    /Property 'virtio-blk-pci\.packed' can't be 'on' with disable-modern=on/,
   ],
   [
     `${D0} -device virtio-blk-pci,drive=d0,disable-modern=on,disable-legacy=on`,

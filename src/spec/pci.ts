@@ -7,6 +7,40 @@ export const VIRTIO_PCI_DEVICE_ID_MODERN_BASE = 0x1040;
 export const VIRTIO_PCI_DEVICE_ID_TRANSITIONAL_FIRST = 0x1000;
 export const VIRTIO_PCI_DEVICE_ID_TRANSITIONAL_LAST = 0x103f;
 
+/** What a transitional device's id (§4.1.2.1) is, by device type; other types have no legacy interface. */
+export const VIRTIO_PCI_DEVICE_ID_TRANSITIONAL: ReadonlyMap<number, number> = new Map([
+  [1, 0x1000], // network
+  [2, 0x1001], // block
+  [3, 0x1003], // console
+  [4, 0x1005], // entropy
+  [5, 0x1002], // memory balloon
+  [8, 0x1004], // SCSI host
+  [9, 0x1009], // 9P
+]);
+
+// Legacy header in I/O BAR 0 (§4.1.4.10).
+export const VIRTIO_PCI_HOST_FEATURES = 0; // le32
+export const VIRTIO_PCI_GUEST_FEATURES = 4; // le32
+export const VIRTIO_PCI_QUEUE_PFN = 8; // le32
+export const VIRTIO_PCI_QUEUE_NUM = 12; // le16
+export const VIRTIO_PCI_QUEUE_SEL = 14; // le16
+export const VIRTIO_PCI_QUEUE_NOTIFY = 16; // le16
+export const VIRTIO_PCI_STATUS = 18; // u8
+export const VIRTIO_PCI_ISR = 19; // u8
+/** The next two are there only while MSI-X is enabled. */
+export const VIRTIO_MSI_CONFIG_VECTOR = 20; // le16
+export const VIRTIO_MSI_QUEUE_VECTOR = 22; // le16
+/** Where device-specific configuration starts while MSI-X is disabled, and while it is enabled. */
+export const VIRTIO_PCI_LEGACY_CONFIG = 20;
+export const VIRTIO_PCI_LEGACY_CONFIG_MSIX = 24;
+/** Bytes of a page that QUEUE_PFN counts. */
+export const VIRTIO_PCI_LEGACY_PAGE = 4096;
+
+// struct virtio_pci_cap64 (§4.1.4.7): the high halves behind struct virtio_pci_cap.
+export const VIRTIO_PCI_CAP64_OFFSET_HI = 16; // le32
+export const VIRTIO_PCI_CAP64_LENGTH_HI = 20; // le32
+export const VIRTIO_PCI_CAP64_SIZE = 24;
+
 // struct virtio_pci_cap (§4.1.4).
 export const VIRTIO_PCI_CAP_VNDR = 0;
 export const VIRTIO_PCI_CAP_NEXT = 1;

@@ -3,6 +3,7 @@ import { SILENT } from "../common/environment.ts";
 import { FeatureSet } from "../common/feature-set.ts";
 import { DeviceCore, RING_FEATURES } from "../device/core.ts";
 import type { RunningQueue } from "../device/running-queue.ts";
+import type { SharedMemoryRegion } from "../device/shared-memory.ts";
 import { type DriverContext, VirtioDriver } from "../driver/core.ts";
 import type { VirtQueue } from "../driver/virtqueue.ts";
 import type { ChainBatch } from "../virtqueue/index.ts";
@@ -42,7 +43,14 @@ export class LoopDevice extends DeviceCore {
   borrowing = false;
   #released: (() => void)[] = [];
 
-  constructor(options: { environment?: Environment; features?: FeatureSet; queueSizes?: number[] } = {}) {
+  constructor(
+    options: {
+      environment?: Environment;
+      features?: FeatureSet;
+      queueSizes?: number[];
+      sharedMemory?: readonly SharedMemoryRegion[];
+    } = {},
+  ) {
     super({
       name: "loop0",
       deviceId: LOOP_DEVICE_ID,
@@ -50,6 +58,7 @@ export class LoopDevice extends DeviceCore {
       features: options.features ?? FeatureSet.of(LOOP_F_PLAIN, LOOP_F_DEPENDENT, LOOP_F_HIGH),
       ringFeatures: RING_FEATURES,
       configSize: LOOP_CFG_SIZE,
+      sharedMemory: options.sharedMemory ?? [],
       environment: options.environment ?? nodeEnvironment(),
     });
     this.config.allowWrite(LOOP_CFG_WRITABLE, 4);

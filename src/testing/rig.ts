@@ -16,6 +16,7 @@ import {
   VIRTIO_F_VERSION_1,
 } from "../spec/features.ts";
 import { LoopbackTransport } from "../transport/loopback/index.ts";
+import { MmioLink, openMmio, VirtioMmioDevice } from "../transport/mmio/index.ts";
 import { PciHostBridge, PciScanner, VirtioPciDevice } from "../transport/pci/index.ts";
 import { nodeEnvironment } from "./loop-device.ts";
 
@@ -23,7 +24,7 @@ import { nodeEnvironment } from "./loop-device.ts";
 export interface RigConfig {
   readonly name: string;
   readonly ring: FeatureSet;
-  readonly transport: "loopback" | "loopback-direct" | "pci";
+  readonly transport: "loopback" | "loopback-direct" | "pci" | "pci-legacy" | "mmio" | "mmio-legacy";
   /** Whether guest memory stays put; where it does not, it moves in every turn. */
   readonly fixed: boolean;
 }
@@ -58,6 +59,10 @@ export const RIG_CONFIGS: readonly RigConfig[] = [
   { name: "everything", ring: RING_FEATURES, transport: "loopback", fixed: false },
   { name: "split", ring: BASE, transport: "pci", fixed: true },
   { name: "everything", ring: RING_FEATURES, transport: "pci", fixed: false },
+  { name: "split, all features", ring: RING_FEATURES, transport: "pci-legacy", fixed: true },
+  { name: "split, bare", ring: FeatureSet.EMPTY, transport: "pci-legacy", fixed: false },
+  { name: "everything", ring: RING_FEATURES, transport: "mmio", fixed: false },
+  { name: "split, all features", ring: RING_FEATURES, transport: "mmio-legacy", fixed: false },
 ];
 
 export const testEnvironment: Environment = nodeEnvironment();
@@ -139,12 +144,19 @@ function transportOf(
   memory: GuestMemory,
   environment: Environment,
 ): DriverTransport {
-  if (config.transport !== "pci") {
+  if (config.transport === "mmio" || config.transport === "mmio-legacy") {
+    const mmio = new VirtioMmioDevice(device, { memory, version: config.transport === "mmio" ? 2 : 1 });
+    const found = openMmio(new MmioLink(mmio, { environment }), { memory, environment });
+    if (found === undefined) throw new Error(`${device.name} has no device type`);
+    return found;
+  }
+  if (config.transport === "loopback" || config.transport === "loopback-direct") {
     const delivery = config.transport === "loopback-direct" ? "direct" : "deferred";
     return new LoopbackTransport(device, { memory, environment, delivery });
   }
   const bridge = new PciHostBridge({ environment });
-  bridge.bus.plug(new VirtioPciDevice(device, { memory }));
+  const legacy = config.transport === "pci-legacy";
+  bridge.bus.plug(new VirtioPciDevice(device, { memory, legacy, modern: !legacy }));
   const [transport] = new PciScanner(bridge, { memory, environment }).scan();
   if (transport === undefined) throw new Error(`${device.name} does not show up on the PCI bus`);
   return transport;

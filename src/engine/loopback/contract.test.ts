@@ -5,6 +5,7 @@ import type { DeviceCore } from "../../device/core.ts";
 import { DRIVER_RING_FEATURES } from "../../driver/features.ts";
 import type { GuestMemory } from "../../memory/guest-memory.ts";
 import {
+  VIRTIO_F_ANY_LAYOUT,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_INDIRECT_DESC,
@@ -34,7 +35,12 @@ interface Way {
   readonly machine?: Partial<LoopbackMachineOptions>;
   /** How interrupts have to come. */
   readonly mode?: string;
+  /** The legacy interface: no VERSION_1, split queues, no queue reset. */
+  readonly legacy?: boolean;
 }
+
+/** The loop device is no type of the standard's, so no table has an id for it. */
+const LEGACY_ID = { legacy: true, legacyDeviceId: 0x103f };
 
 const WAYS: readonly Way[] = [
   { name: "loopback, deferred", how: { transport: "loopback" } },
@@ -58,6 +64,50 @@ const WAYS: readonly Way[] = [
     mode: "intx",
   },
   { name: "pci, configuration window", how: { transport: "pci" }, machine: { window: true }, mode: "msix" },
+  { name: "pci, transitional, modern", how: { transport: "pci", ...LEGACY_ID }, mode: "msix" },
+  {
+    name: "pci, transitional, legacy",
+    how: { transport: "pci", ...LEGACY_ID },
+    machine: { legacy: true },
+    mode: "msix",
+    legacy: true,
+  },
+  { name: "pci, legacy", how: { transport: "pci", ...LEGACY_ID, modern: false }, mode: "msix", legacy: true },
+  {
+    name: "pci, legacy, direct",
+    how: { transport: "pci", ...LEGACY_ID, modern: false },
+    machine: { delivery: "direct" },
+    mode: "msix",
+    legacy: true,
+  },
+  {
+    name: "pci, legacy, 2 vectors for all",
+    how: { transport: "pci", ...LEGACY_ID, modern: false, vectors: 2 },
+    mode: "msix-shared",
+    legacy: true,
+  },
+  {
+    name: "pci, legacy, no MSI-X",
+    how: { transport: "pci", ...LEGACY_ID, modern: false, vectors: 0 },
+    mode: "intx",
+    legacy: true,
+  },
+  {
+    name: "pci, legacy, no messages",
+    how: { transport: "pci", ...LEGACY_ID, modern: false },
+    machine: { msis: 0 },
+    mode: "intx",
+    legacy: true,
+  },
+  { name: "mmio, version 2", how: { transport: "mmio", version: 2 } },
+  { name: "mmio, version 2, direct", how: { transport: "mmio" }, machine: { delivery: "direct" } },
+  { name: "mmio, version 1", how: { transport: "mmio", version: 1 }, legacy: true },
+  {
+    name: "mmio, version 1, direct",
+    how: { transport: "mmio", version: 1 },
+    machine: { delivery: "direct" },
+    legacy: true,
+  },
 ];
 
 const BASE = FeatureSet.of(VIRTIO_F_VERSION_1, VIRTIO_F_RING_RESET);
@@ -91,11 +141,30 @@ const codeOf = (promise: Promise<unknown>) =>
     (error: { code?: string }) => error.code,
   );
 
-function forEachWay(what: string, body: (way: Way, ring: FeatureSet) => Promise<void>, rings = RINGS): void {
-  for (const way of WAYS)
-    for (const [ringName, ring] of rings)
-      test(`${what} (${way.name}; ${ringName})`, { timeout: 20_000 }, () => body(way, ring));
+/** @param modernOnly why the legacy interface cannot do it */
+function forEachWay(
+  what: string,
+  body: (way: Way, ring: FeatureSet) => Promise<void>,
+  rings = RINGS,
+  modernOnly?: string,
+): void {
+  for (const way of WAYS) {
+    for (const [ringName, ring] of rings) {
+      const legacy = way.legacy === true;
+      const why = legacy && ring.has(VIRTIO_F_RING_PACKED) ? "packed queues need VERSION_1" : modernOnly;
+      const skip = legacy && why !== undefined ? why : false;
+      test(`${what} (${way.name}; ${ringName})`, { timeout: 20_000, skip }, () => body(way, ring));
+    }
+  }
 }
+
+/** What is negotiated when the device offers all and the driver accepts these ring features. */
+function negotiated(way: Way, ring: FeatureSet): FeatureSet {
+  if (way.legacy !== true) return FeatureSet.of(LOOP_F_PLAIN, LOOP_F_DEPENDENT, LOOP_F_HIGH).union(ring);
+  const rings = ring.intersect(FeatureSet.of(VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX));
+  return FeatureSet.of(LOOP_F_PLAIN, LOOP_F_DEPENDENT, VIRTIO_F_ANY_LAYOUT).union(rings);
+}
+const NO_QUEUE_RESET = "VIRTIO_F_RING_RESET is above the 32 bits of the legacy interface";
 const TWO_RINGS = RINGS.filter(([name]) => name === "split" || name === "packed, all features");
 
 forEachWay("chains go through and come back", async (way, ring) => {
@@ -105,7 +174,7 @@ forEachWay("chains go through and come back", async (way, ring) => {
   assert.deepEqual(driver.events, ["set up", "ready"]);
   for (const transport of machine.bus.devices.map((d) => d.transport))
     if ("interruptMode" in transport) assert.equal(transport.interruptMode, way.mode);
-  assert.deepEqual(driver.features, FeatureSet.of(LOOP_F_PLAIN, LOOP_F_DEPENDENT, LOOP_F_HIGH).union(ring));
+  assert.deepEqual(driver.features, negotiated(way, ring));
   assert.deepEqual(device.features, driver.features);
   for (let i = 1; i <= 40; i++) assert.deepEqual(await driver.copy(bytes(i * 3, i), (i % 5) + 1), bytes(i * 3, i));
   // More at once than the queue has room for: the rest waits.
@@ -134,6 +203,7 @@ forEachWay(
     device.config.update((view) => view.setUint32(LOOP_CFG_VALUE, 5, true));
     await changed;
     assert.equal(driver.value(), 0x000fedcb_00000005);
+    if (way.legacy) return machine.close();
     // 256 changes between two looks must show too.
     const transport = machine.bus.devices[0]?.transport;
     const before = transport?.configGeneration();
@@ -182,6 +252,7 @@ forEachWay(
     device.release();
     await restart;
     assert.ok(device.resets > resets);
+    if (way.legacy) return machine.close();
     device.borrowing = true;
     done = false;
     const queueReset = driver.resetHoldQueue().then(() => {
@@ -198,25 +269,30 @@ forEachWay(
 );
 
 // device: Basic Facilities of a Virtio Device / Virtqueues / Virtqueue Reset / Virtqueue Reset #1, #2; Re-enable #1
-forEachWay("a queue is reset and comes back with another size", async (way, ring) => {
-  const device = new LoopDevice();
-  const { machine, driver } = await start(way, ring, device);
-  const lost = codeOf(driver.hold(bytes(8)));
-  await until(() => device.held.length === 1);
-  await driver.resetHoldQueue(4);
-  assert.equal(await lost, "ERR_VIRTKIT_RESET");
-  assert.equal(device.finish(), 1);
-  assert.equal(driver.queues[1]?.size, 4);
-  assert.equal(device.queue(1)?.queue.size, 4);
-  for (let i = 0; i < 10; i++) {
-    const back = driver.hold(bytes(8, i));
+forEachWay(
+  "a queue is reset and comes back with another size",
+  async (way, ring) => {
+    const device = new LoopDevice();
+    const { machine, driver } = await start(way, ring, device);
+    const lost = codeOf(driver.hold(bytes(8)));
     await until(() => device.held.length === 1);
-    assert.equal(device.finish(), 0);
-    assert.deepEqual(await back, bytes(8, i));
-  }
-  assert.deepEqual(await driver.copy(bytes(9)), bytes(9));
-  await machine.close();
-});
+    await driver.resetHoldQueue(4);
+    assert.equal(await lost, "ERR_VIRTKIT_RESET");
+    assert.equal(device.finish(), 1);
+    assert.equal(driver.queues[1]?.size, 4);
+    assert.equal(device.queue(1)?.queue.size, 4);
+    for (let i = 0; i < 10; i++) {
+      const back = driver.hold(bytes(8, i));
+      await until(() => device.held.length === 1);
+      assert.equal(device.finish(), 0);
+      assert.deepEqual(await back, bytes(8, i));
+    }
+    assert.deepEqual(await driver.copy(bytes(9)), bytes(9));
+    await machine.close();
+  },
+  RINGS,
+  NO_QUEUE_RESET,
+);
 
 // device: Basic Facilities of a Virtio Device / Device Status Field #2
 forEachWay(
@@ -235,7 +311,7 @@ forEachWay(
     driver.recover = false;
     device.breakDown();
     await until(() => driver.state === "needs-reset");
-    assert.equal(machine.bus.devices[0]?.transport.getStatus(), 0x4f);
+    assert.equal(machine.bus.devices[0]?.transport.getStatus(), way.legacy ? 0x47 : 0x4f);
     await driver.restart();
     assert.deepEqual(await driver.copy(bytes(9)), bytes(9));
     await machine.close();
@@ -263,10 +339,11 @@ forEachWay(
     await machine.close();
   },
   TWO_RINGS,
+  "there is no FEATURES_OK to refuse with",
 );
 
 test("what the device does not offer is not accepted, nor what requires it", { timeout: 20_000 }, async () => {
-  for (const how of [{ transport: "loopback" }, { transport: "pci" }] as const) {
+  for (const how of [{ transport: "loopback" }, { transport: "pci" }, { transport: "mmio" }] as const) {
     const machine = new LoopbackMachine({ environment: nodeEnvironment() });
     const device = new LoopDevice({ features: FeatureSet.of(LOOP_F_DEPENDENT, 5, 90) });
     const driver = await machine.attach(device, LoopDriver.type, how);

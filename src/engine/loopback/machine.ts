@@ -8,6 +8,7 @@ import { DmaAllocator } from "../../driver/dma.ts";
 import type { DriverTransport } from "../../driver/transport.ts";
 import { GuestMemory } from "../../memory/guest-memory.ts";
 import { LoopbackTransport } from "../../transport/loopback/index.ts";
+import { MmioLink, openMmio, VirtioMmioDevice, type VirtioMmioOptions } from "../../transport/mmio/index.ts";
 import { PciHostBridge, PciScanner, VirtioPciDevice, type VirtioPciOptions } from "../../transport/pci/index.ts";
 
 export interface LoopbackMachineOptions {
@@ -24,11 +25,14 @@ export interface LoopbackMachineOptions {
   readonly msis?: number;
   /** True to reach PCI devices through the configuration access capability only. */
   readonly window?: boolean;
+  /** True to drive PCI devices through their legacy interface where they have one. */
+  readonly legacy?: boolean;
 }
 
 /** How a device is attached. */
 export type LoopbackAttachment =
   | { readonly transport: "loopback" }
+  | ({ readonly transport: "mmio" } & Omit<VirtioMmioOptions, "memory">)
   | ({ readonly transport: "pci"; readonly slot?: number } & Omit<VirtioPciOptions, "memory">);
 
 const PAGE = 4096;
@@ -49,6 +53,7 @@ export class LoopbackMachine {
   readonly #environment: Environment;
   readonly #delivery: "deferred" | "direct";
   readonly #scanner: PciScanner;
+  #mmioDevices = 0;
 
   constructor(options: LoopbackMachineOptions) {
     const size = options.memorySize ?? 16 * 2 ** 20;
@@ -61,7 +66,12 @@ export class LoopbackMachine {
     // Address 0 stays unused: to a device it says "nothing here".
     this.dma = new DmaAllocator(this.memory, PAGE, size - PAGE);
     this.bridge = new PciHostBridge({ environment, delivery: this.#delivery, ...(msis === undefined ? {} : { msis }) });
-    this.#scanner = new PciScanner(this.bridge, { memory: this.memory, environment, window: options.window ?? false });
+    this.#scanner = new PciScanner(this.bridge, {
+      memory: this.memory,
+      environment,
+      window: options.window ?? false,
+      legacy: options.legacy ?? false,
+    });
     this.bus = new VirtioBus({
       dma: this.dma,
       environment,
@@ -78,11 +88,22 @@ export class LoopbackMachine {
         environment: this.#environment,
         delivery: this.#delivery,
       });
+    if (how.transport === "mmio") return this.#plugMmio(device, how);
     const { transport: _transport, slot, ...options } = how;
     this.bridge.bus.plug(new VirtioPciDevice(device, { ...options, memory: this.memory }), slot);
     const [found] = this.#scanner.scan();
     if (found === undefined)
       throw new VirtkitError("ERR_VIRTKIT_NO_DEVICE", `${device.name} does not show up on the PCI bus`);
+    return found;
+  }
+
+  #plugMmio(device: DeviceCore, options: Omit<VirtioMmioOptions, "memory">): DriverTransport {
+    const environment = this.#environment;
+    const mmio = new VirtioMmioDevice(device, { ...options, memory: this.memory });
+    const link = new MmioLink(mmio, { environment, delivery: this.#delivery });
+    const found = openMmio(link, { memory: this.memory, environment, name: String(this.#mmioDevices++) });
+    if (found === undefined)
+      throw new VirtkitError("ERR_VIRTKIT_NO_DEVICE", `${device.name} has device type 0, which stands for no device`);
     return found;
   }
 

@@ -114,8 +114,8 @@ test("vectors: as many as asked for, one a queue and one more, or none", OPTIONS
 
 test("modern-pio-notify adds an I/O BAR, page-per-vq a larger memory BAR", OPTIONS, async () => {
   const size = (built: Built) => Math.max(...built.pci.bars.map((bar) => bar.size));
-  const plain = await make("virtio-serial-pci", {});
-  const io = await make("virtio-serial-pci", { "modern-pio-notify": true });
+  const plain = await make("virtio-serial-pci-non-transitional", {});
+  const io = await make("virtio-serial-pci-non-transitional", { "modern-pio-notify": true });
   const pages = await make("virtio-serial-pci", { "page-per-vq": true, max_ports: 31 });
   assert.deepEqual(
     [plain, io].map((built) => built.pci.bars.some((bar) => bar.kind === "io")),

@@ -1,10 +1,12 @@
-import type { FeatureSet } from "../../common/feature-set.ts";
+import { FeatureSet } from "../../common/feature-set.ts";
 import { type DeviceCore, RING_FEATURES } from "../../device/core.ts";
 import {
+  VIRTIO_F_ANY_LAYOUT,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_NOTIFY_ON_EMPTY,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_RING_RESET,
 } from "../../spec/features.ts";
@@ -25,7 +27,11 @@ const RING_PROPERTIES: readonly (readonly [Property<boolean>, number])[] = [
   [bit("queue_reset", true), VIRTIO_F_RING_RESET],
 ];
 
-const LEGACY_ONLY = "on/off; no effect, since only legacy drivers know it";
+const LEGACY_ONLY = "on/off; only the legacy interface has it";
+const LEGACY_PROPERTIES: readonly (readonly [Property<boolean>, number])[] = [
+  [bit("notify_on_empty", true, LEGACY_ONLY), VIRTIO_F_NOTIFY_ON_EMPTY],
+  [bit("any_layout", true, LEGACY_ONLY), VIRTIO_F_ANY_LAYOUT],
+];
 
 /** The device proper, whatever carries it: it sits on the virtio bus of its transport's proxy. */
 export class VirtioDeviceObject extends DeviceObject {
@@ -47,6 +53,11 @@ export class VirtioDeviceObject extends DeviceObject {
     const off = RING_PROPERTIES.filter(([key]) => !this.get(key)).map(([, feature]) => feature);
     return RING_FEATURES.without(...off);
   }
+
+  /** Those that only the legacy interface offers. */
+  get legacyFeatures(): FeatureSet {
+    return FeatureSet.of(...LEGACY_PROPERTIES.filter(([key]) => this.get(key)).map(([, feature]) => feature));
+  }
 }
 
 /** The type of bus that a virtio device sits on. A transport's own kind makes the transport when a device is plugged in. */
@@ -66,9 +77,7 @@ export function registerVirtioDevice(registry: TypeRegistry): void {
     busType: "virtio-bus",
     classInit(klass) {
       klass.addProperties(
-        ...RING_PROPERTIES.map(([key]) => key),
-        bit("notify_on_empty", true, LEGACY_ONLY),
-        bit("any_layout", true, LEGACY_ONLY),
+        ...[...RING_PROPERTIES, ...LEGACY_PROPERTIES].map(([key]) => key),
         fixedProperty("iommu_platform", BOOL, false, "the machine has no IOMMU"),
       );
     },

@@ -1,3 +1,6 @@
+import type { DeviceCore } from "../../device/core.ts";
+import { VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED } from "../../spec/features.ts";
+import { VIRTIO_PCI_DEVICE_ID_TRANSITIONAL } from "../../spec/pci.ts";
 import { VirtioPciDevice, type VirtioPciOptions } from "../../transport/pci/virtio-pci-device.ts";
 import { VirtioBusObject, VirtioDeviceObject } from "../devices/virtio-device.ts";
 import type { MachineHost } from "../machine-host.ts";
@@ -33,8 +36,18 @@ const PAGE_PER_VQ = property("page-per-vq", BOOL, false);
 const DISABLE_LEGACY = property("disable-legacy", ON_OFF_AUTO, "auto");
 const DISABLE_MODERN = property("disable-modern", BOOL, false, { description: "on/off" });
 
+/** Ring features that exist in the modern interface only, and the properties that ask for them. */
+const MODERN_ONLY: readonly (readonly [string, number])[] = [
+  ["packed", VIRTIO_F_RING_PACKED],
+  ["in_order", VIRTIO_F_IN_ORDER],
+  ["notification_data", VIRTIO_F_NOTIFICATION_DATA],
+];
+
 /** A PCI device that carries a virtio device: the proxy around the device proper. */
 export class VirtioPciProxy extends PciDevice {
+  /** What the type has of the two interfaces: fixed, or up to disable-legacy and disable-modern. */
+  interfaces: "chosen" | "transitional" | "modern" = "chosen";
+
   /** The device proper. */
   get backend(): VirtioDeviceObject {
     const child = this.child(BACKEND);
@@ -49,7 +62,9 @@ class VirtioPciBus extends VirtioBusObject {
     const proxy = this.owner;
     if (!(proxy instanceof VirtioPciProxy) || !(device instanceof VirtioDeviceObject) || device.core === undefined)
       throw new Error(`${device.typeName} made no device model`);
-    proxy.pciFunction = new VirtioPciDevice(device.core, pciOptions(proxy, host));
+    device.core.setLegacyFeatures(device.legacyFeatures);
+    const interfaces = interfacesOf(proxy, device.core);
+    proxy.pciFunction = new VirtioPciDevice(device.core, { ...pciOptions(proxy, host), ...interfaces });
   }
 
   override unplug(): void {
@@ -69,15 +84,29 @@ function pciOptions(proxy: VirtioPciProxy, host: MachineHost): VirtioPciOptions 
   };
 }
 
-function checkModes(proxy: VirtioPciProxy): void {
-  if (!proxy.get(DISABLE_MODERN)) return;
-  if (proxy.get(DISABLE_LEGACY) === "on") {
-    const hint = "Set either disable-modern or disable-legacy to off.";
-    throw new UsageError("device cannot work as neither modern nor legacy mode is enabled", { hint });
+/** Refuses a device without any interface before anything is made of it. */
+function checkInterfaces(proxy: VirtioPciProxy): void {
+  if (proxy.interfaces !== "chosen" || !proxy.get(DISABLE_MODERN) || proxy.get(DISABLE_LEGACY) !== "on") return;
+  const hint = "Set either disable-modern or disable-legacy to off.";
+  throw new UsageError("device cannot work as neither modern nor legacy mode is enabled", { hint });
+}
+
+/** The interfaces that the function has. "auto" is transitional, as the bus is conventional PCI, where the type has a legacy form. */
+function interfacesOf(proxy: VirtioPciProxy, core: DeviceCore): Pick<VirtioPciOptions, "legacy" | "modern"> {
+  const chosen = proxy.interfaces === "chosen";
+  const modern = !(chosen && proxy.get(DISABLE_MODERN));
+  const wanted = chosen ? proxy.get(DISABLE_LEGACY) : proxy.interfaces === "modern" ? "on" : "off";
+  const possible = VIRTIO_PCI_DEVICE_ID_TRANSITIONAL.has(core.deviceId);
+  if (!possible && (wanted === "off" || !modern)) {
+    const hint = "Leave disable-legacy and disable-modern out.";
+    throw new UsageError("device is modern-only, use disable-legacy=on", { hint });
   }
-  throw new UsageError(`Property '${proxy.typeName}.disable-modern' can't be 'on': there is no legacy interface yet`, {
-    hint: "Leave it out: the device is modern, for drivers of VirtIO 1.0 and later (Linux since 3.19).",
-  });
+  const on = MODERN_ONLY.find(([, bit]) => core.offeredFeatures.has(bit));
+  if (!modern && on !== undefined)
+    throw new UsageError(`Property '${proxy.typeName}.${on[0]}' can't be 'on' with disable-modern=on`, {
+      hint: "The legacy interface has no such queues: leave out one of the two.",
+    });
+  return { legacy: possible && wanted !== "on", modern };
 }
 
 /** The proxy's common part, and the bus inside. */
@@ -101,13 +130,13 @@ export function registerVirtioPci(registry: TypeRegistry): void {
         fixedProperty("aer", BOOL, false, "the bus is conventional PCI, without PCI Express error reporting"),
       );
     },
-    realize: checkModes,
+    realize: checkInterfaces,
   });
 }
 
 /** A family of PCI proxies around one device proper. */
 export interface VirtioPciFamily {
-  /** "virtio-blk": the types are NAME-pci and NAME-pci-non-transitional, and NAME is an alias. */
+  /** "virtio-blk": the types are NAME-pci, NAME-pci-transitional and NAME-pci-non-transitional, and NAME is an alias. */
   readonly name: string;
   /** The type of the device proper. */
   readonly device: string;
@@ -116,7 +145,7 @@ export interface VirtioPciFamily {
   readonly properties: readonly Property[];
 }
 
-/** Registers NAME-pci and NAME-pci-non-transitional over an abstract NAME-pci-base. */
+/** Registers NAME-pci, NAME-pci-transitional and NAME-pci-non-transitional over an abstract NAME-pci-base. */
 export function registerVirtioPciFamily(registry: TypeRegistry, family: VirtioPciFamily): void {
   const base = `${family.name}-pci-base`;
   registry.register<VirtioPciProxy>({
@@ -144,5 +173,16 @@ export function registerVirtioPciFamily(registry: TypeRegistry, family: VirtioPc
       klass.addProperties(DISABLE_LEGACY, DISABLE_MODERN);
     },
   });
-  registry.register<VirtioPciProxy>({ name: `${family.name}-pci-non-transitional`, parent: base, userCreatable: true });
+  for (const [suffix, interfaces] of [
+    ["transitional", "transitional"],
+    ["non-transitional", "modern"],
+  ] as const)
+    registry.register<VirtioPciProxy>({
+      name: `${family.name}-pci-${suffix}`,
+      parent: base,
+      userCreatable: true,
+      instanceInit(proxy) {
+        proxy.interfaces = interfaces;
+      },
+    });
 }

@@ -31,7 +31,7 @@ import {
   VIRTIO_PCI_COMMON_SIZE,
   VIRTIO_PCI_COMMON_STATUS,
 } from "../../spec/pci.ts";
-import type { AccessSize } from "./function.ts";
+import { type Field, RegisterFields } from "./register-fields.ts";
 
 /** Which MSI-X vector stands for which event. All are unmapped at reset (device: MSI-X Vector Configuration). */
 export class VectorMap {
@@ -56,65 +56,14 @@ export class VectorMap {
   }
 }
 
-interface Field {
-  readonly offset: number;
-  readonly size: AccessSize;
-  readonly read: () => number;
-  /** Missing where the driver may only read. */
-  readonly write?: (value: number) => void;
-}
-
 /**
  * struct virtio_pci_common_cfg (VIRTIO 1.4 §4.1.4.3). A driver has to use each field's own width; other accesses work too:
  * bytes that are not written keep their value, and a wide write reaches every field that it covers.
  */
-export class CommonConfig {
-  readonly #fields: readonly Field[];
-  /** Index of the field at each byte, or -1. */
-  readonly #at = new Int8Array(VIRTIO_PCI_COMMON_SIZE).fill(-1);
-
+export class CommonConfig extends RegisterFields {
   constructor(machine: StatusMachine, vectors: VectorMap) {
-    this.#fields = [...deviceFields(machine, vectors), ...queueFields(machine, vectors)];
-    this.#fields.forEach((field, i) => {
-      this.#at.fill(i, field.offset, field.offset + field.size);
-    });
+    super(VIRTIO_PCI_COMMON_SIZE, [...deviceFields(machine, vectors), ...queueFields(machine, vectors)]);
   }
-
-  read(offset: number, size: AccessSize): number {
-    const exact = this.#fields[this.#at[offset] ?? -1];
-    if (exact?.offset === offset && exact.size === size) return exact.read();
-    let value = 0;
-    for (let i = size - 1; i >= 0; i--) value = value * 256 + this.#byte(offset + i);
-    return value;
-  }
-
-  write(offset: number, size: AccessSize, value: number): void {
-    let done = 0;
-    while (done < size) {
-      const field = this.#fields[this.#at[offset + done] ?? -1];
-      if (field === undefined) {
-        done++;
-        continue;
-      }
-      const from = offset + done - field.offset;
-      const count = Math.min(field.size - from, size - done);
-      const part = Math.floor(value / 2 ** (8 * done)) % 2 ** (8 * count);
-      field.write?.(count === field.size ? part : merge(field.read(), from, count, part));
-      done += count;
-    }
-  }
-
-  #byte(offset: number): number {
-    const field = this.#fields[this.#at[offset] ?? -1];
-    return field === undefined ? 0 : Math.floor(field.read() / 2 ** (8 * (offset - field.offset))) % 256;
-  }
-}
-
-/** `old` with `count` bytes from byte `from` on replaced. */
-function merge(old: number, from: number, count: number, part: number): number {
-  const low = old % 2 ** (8 * from);
-  const high = Math.floor(old / 2 ** (8 * (from + count))) * 2 ** (8 * (from + count));
-  return high + part * 2 ** (8 * from) + low;
 }
 
 function deviceFields(machine: StatusMachine, vectors: VectorMap): Field[] {

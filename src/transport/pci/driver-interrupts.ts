@@ -14,14 +14,12 @@ import {
   PCI_MSIX_FLAGS_QSIZE,
   PCI_MSIX_TABLE,
   VIRTIO_MSI_NO_VECTOR,
-  VIRTIO_PCI_COMMON_MSIX,
-  VIRTIO_PCI_COMMON_Q_MSIX,
   VIRTIO_PCI_ISR_CONFIG,
   VIRTIO_PCI_ISR_QUEUE,
 } from "../../spec/pci.ts";
 import type { MsiMessage } from "./access.ts";
 import type { DriverFunction, FoundBar } from "./driver-function.ts";
-import type { ModernStructures } from "./driver-structures.ts";
+import type { Registers } from "./driver-structures.ts";
 
 /** How interrupts come. */
 export type InterruptMode =
@@ -31,13 +29,22 @@ export type InterruptMode =
   | "msix-shared"
   | "intx";
 
+/** The registers that interrupts need, wherever the interface in use has them. */
+export interface InterruptRegisters {
+  readonly vectors: Registers;
+  /** Offsets in {@link vectors}. */
+  readonly configVector: number;
+  readonly queueVector: number;
+  readIsr(): number;
+}
+
 /**
  * Interrupts of a virtio-pci function, driver side: MSI-X with a vector for each queue if the table and the machine have enough,
  * else with shared vectors, else INTx. Every mapping is read back (driver: MSI-X Vector Configuration).
  */
 export class DriverInterrupts {
   readonly #pci: DriverFunction;
-  readonly #structures: ModernStructures;
+  readonly #registers: InterruptRegisters;
   readonly #table: MsixEntries | undefined;
   readonly #queues: ((() => void) | undefined)[] = [];
   #config: (() => void) | undefined;
@@ -50,16 +57,21 @@ export class DriverInterrupts {
   constructor(
     pci: DriverFunction,
     bars: readonly (FoundBar | undefined)[],
-    structures: ModernStructures,
+    registers: InterruptRegisters,
     msix: boolean,
   ) {
     this.#pci = pci;
-    this.#structures = structures;
+    this.#registers = registers;
     this.#table = msix ? MsixEntries.find(pci, bars) : undefined;
   }
 
   get mode(): InterruptMode | undefined {
     return this.#mode;
+  }
+
+  /** MSI-X is enabled: a legacy device has its configuration elsewhere then. */
+  get msix(): boolean {
+    return this.#table?.enabled === true;
   }
 
   onConfig(listener: (() => void) | undefined): void {
@@ -79,8 +91,8 @@ export class DriverInterrupts {
     this.#queues[index] = handler;
     if (this.#mode === "intx") return;
     const own = this.#mode === "msix" ? 1 + index : Math.min(1, (this.#table?.inUse ?? 1) - 1);
-    if (this.#map(VIRTIO_PCI_COMMON_Q_MSIX, own)) return;
-    if (this.#map(VIRTIO_PCI_COMMON_Q_MSIX, 0)) {
+    if (this.#map(this.#registers.queueVector, own)) return;
+    if (this.#map(this.#registers.queueVector, 0)) {
       this.#allOnZero = true;
       return;
     }
@@ -104,7 +116,7 @@ export class DriverInterrupts {
     this.#mode = vectors > queues ? "msix" : "msix-shared";
     if (vectors < wanted) table.shrink(2);
     this.#allOnZero = vectors === 1;
-    if (vectors > 0 && this.#map(VIRTIO_PCI_COMMON_MSIX, 0)) return true;
+    if (vectors > 0 && this.#map(this.#registers.configVector, 0)) return true;
     table.disable();
     return false;
   }
@@ -118,9 +130,9 @@ export class DriverInterrupts {
   }
 
   #map(register: number, vector: number): boolean {
-    const { common } = this.#structures;
-    common.write(register, 2, vector);
-    return common.read(register, 2) !== VIRTIO_MSI_NO_VECTOR;
+    const { vectors } = this.#registers;
+    vectors.write(register, 2, vector);
+    return vectors.read(register, 2) !== VIRTIO_MSI_NO_VECTOR;
   }
 
   /** With a vector of its own a queue is called alone; a shared one may mean any of them. */
@@ -131,7 +143,7 @@ export class DriverInterrupts {
   }
 
   #line(): void {
-    const isr = this.#structures.isr.read(0, 1);
+    const isr = this.#registers.readIsr();
     if ((isr & VIRTIO_PCI_ISR_CONFIG) !== 0) this.#config?.();
     if ((isr & VIRTIO_PCI_ISR_QUEUE) !== 0) this.#allQueues();
   }
@@ -204,6 +216,10 @@ class MsixEntries {
       access.freeMsi(this.#messages.pop() as MsiMessage);
       access.memWrite(this.#control(this.#messages.length), 4, PCI_MSIX_ENTRY_CTRL_MASKBIT);
     }
+  }
+
+  get enabled(): boolean {
+    return (this.#pci.read(this.#capability + PCI_MSIX_FLAGS, 2) & PCI_MSIX_FLAGS_ENABLE) !== 0;
   }
 
   disable(): void {

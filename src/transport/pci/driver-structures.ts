@@ -1,16 +1,22 @@
+import type { FoundSharedMemory } from "../../driver/transport.ts";
 import {
   PCI_CAP_ID_VNDR,
   VIRTIO_PCI_CAP_BAR,
   VIRTIO_PCI_CAP_CFG_TYPE,
   VIRTIO_PCI_CAP_COMMON_CFG,
   VIRTIO_PCI_CAP_DEVICE_CFG,
+  VIRTIO_PCI_CAP_ID,
   VIRTIO_PCI_CAP_ISR_CFG,
   VIRTIO_PCI_CAP_LEN,
   VIRTIO_PCI_CAP_LENGTH,
   VIRTIO_PCI_CAP_NOTIFY_CFG,
   VIRTIO_PCI_CAP_OFFSET,
   VIRTIO_PCI_CAP_PCI_CFG,
+  VIRTIO_PCI_CAP_SHARED_MEMORY_CFG,
   VIRTIO_PCI_CAP_SIZE,
+  VIRTIO_PCI_CAP64_LENGTH_HI,
+  VIRTIO_PCI_CAP64_OFFSET_HI,
+  VIRTIO_PCI_CAP64_SIZE,
   VIRTIO_PCI_CFG_CAP_DATA,
   VIRTIO_PCI_COMMON_Q_NDATA,
   VIRTIO_PCI_NOTIFY_CAP_MULT,
@@ -33,6 +39,7 @@ export interface ModernStructures {
   readonly notifyLength: number;
   /** Missing for a device type without configuration. */
   readonly device: Registers | undefined;
+  readonly sharedMemory: readonly FoundSharedMemory[];
 }
 
 interface Structure {
@@ -71,7 +78,26 @@ export function findStructures(
     notifyMultiplier: pci.read(notify.capability + VIRTIO_PCI_NOTIFY_CAP_MULT, 4),
     notifyLength: notify.length,
     device: device && registers(device),
+    sharedMemory: findSharedMemory(pci, bars),
   };
+}
+
+/** Each region once: the first capability with its id that can be used (VIRTIO 1.4 §4.1.4.7). */
+function findSharedMemory(pci: DriverFunction, bars: readonly (FoundBar | undefined)[]): FoundSharedMemory[] {
+  const found = new Map<number, FoundSharedMemory>();
+  for (const { capability, bar, offset, length } of structuresOf(
+    pci,
+    VIRTIO_PCI_CAP_SHARED_MEMORY_CFG,
+    VIRTIO_PCI_CAP64_SIZE,
+  )) {
+    const id = pci.read(capability + VIRTIO_PCI_CAP_ID, 1);
+    const from = offset + pci.read(capability + VIRTIO_PCI_CAP64_OFFSET_HI, 4) * 2 ** 32;
+    const bytes = length + pci.read(capability + VIRTIO_PCI_CAP64_LENGTH_HI, 4) * 2 ** 32;
+    const place = bars[bar];
+    if (place === undefined || place.kind === "io" || from + bytes > place.size || found.has(id)) continue;
+    found.set(id, { id, address: place.address + from, length: bytes });
+  }
+  return [...found.values()];
 }
 
 function structuresOf(pci: DriverFunction, type: number, least: number): Structure[] {

@@ -1,7 +1,7 @@
 import type { Environment } from "../../common/environment.ts";
 import { VirtkitError } from "../../common/error.ts";
 import { FEATURE_BITS, FeatureSet } from "../../common/feature-set.ts";
-import type { DriverTransport } from "../../driver/transport.ts";
+import type { DriverTransport, FoundSharedMemory } from "../../driver/transport.ts";
 import type { GuestMemory } from "../../memory/guest-memory.ts";
 import { VIRTIO_F_NOTIFICATION_DATA } from "../../spec/features.ts";
 import {
@@ -14,10 +14,12 @@ import {
   VIRTIO_PCI_COMMON_DFSELECT,
   VIRTIO_PCI_COMMON_GF,
   VIRTIO_PCI_COMMON_GFSELECT,
+  VIRTIO_PCI_COMMON_MSIX,
   VIRTIO_PCI_COMMON_NUMQ,
   VIRTIO_PCI_COMMON_Q_AVAILLO,
   VIRTIO_PCI_COMMON_Q_DESCLO,
   VIRTIO_PCI_COMMON_Q_ENABLE,
+  VIRTIO_PCI_COMMON_Q_MSIX,
   VIRTIO_PCI_COMMON_Q_NOFF,
   VIRTIO_PCI_COMMON_Q_RESET,
   VIRTIO_PCI_COMMON_Q_SELECT,
@@ -35,6 +37,7 @@ import type { PciAccess } from "./access.ts";
 import { devfn } from "./bus.ts";
 import { BarAllocator, DriverFunction } from "./driver-function.ts";
 import { DriverInterrupts, type InterruptMode } from "./driver-interrupts.ts";
+import { openLegacy } from "./driver-legacy.ts";
 import { findStructures, type ModernStructures, type Registers } from "./driver-structures.ts";
 
 export interface PciScanOptions {
@@ -45,13 +48,21 @@ export interface PciScanOptions {
   readonly msix?: boolean;
   /** True to reach all registers through the PCI configuration access capability. */
   readonly window?: boolean;
+  /** True to use the legacy interface where there is one, even if there is a modern one too. */
+  readonly legacy?: boolean;
+}
+
+/** A virtio device on a PCI bus, driven through one of its interfaces. */
+export interface PciDriverTransport extends DriverTransport {
+  /** How interrupts come, once a queue is set up. */
+  readonly interruptMode: InterruptMode | undefined;
 }
 
 const LAST_ID = 0x107f;
 
 /**
- * Scans bus 0 for virtio devices, places their BARs where nobody did, and opens those with a modern interface. Others are
- * logged and left alone. Each scan returns what is new since the last one.
+ * Scans bus 0 for virtio devices, places their BARs where nobody did, and opens them: through the modern interface, or the legacy
+ * one where there is no other. Each scan returns what is new since the last one.
  */
 export class PciScanner {
   readonly #access: PciAccess;
@@ -64,8 +75,8 @@ export class PciScanner {
     this.#options = options;
   }
 
-  scan(): VirtioPciTransport[] {
-    const found: VirtioPciTransport[] = [];
+  scan(): PciDriverTransport[] {
+    const found: PciDriverTransport[] = [];
     for (let device = 0; device < 32; device++) {
       for (let fn = 0; fn < 8; fn++) {
         const pci = new DriverFunction(this.#access, device, fn);
@@ -81,7 +92,7 @@ export class PciScanner {
     this.#known.delete(devfn(device, fn));
   }
 
-  #look(pci: DriverFunction, found: VirtioPciTransport[]): boolean {
+  #look(pci: DriverFunction, found: PciDriverTransport[]): boolean {
     const slot = devfn(pci.device, pci.fn);
     const vendor = pci.read(PCI_VENDOR_ID, 2);
     if (vendor === 0xffff) this.#known.delete(slot);
@@ -94,27 +105,37 @@ export class PciScanner {
   }
 }
 
-function probe(pci: DriverFunction, allocator: BarAllocator, options: PciScanOptions): VirtioPciTransport | undefined {
+function probe(pci: DriverFunction, allocator: BarAllocator, options: PciScanOptions): PciDriverTransport | undefined {
   const id = pci.read(PCI_DEVICE_ID, 2);
   if (id < VIRTIO_PCI_DEVICE_ID_TRANSITIONAL_FIRST || id > LAST_ID) return undefined;
   // A transitional device has its type in the subsystem id.
   const deviceId =
     id < VIRTIO_PCI_DEVICE_ID_MODERN_BASE ? pci.read(PCI_SUBSYSTEM_ID, 2) : id - VIRTIO_PCI_DEVICE_ID_MODERN_BASE;
   const bars = pci.assignBars(allocator);
+  const legacy = () =>
+    openLegacy(pci, bars, { ...options, deviceId, transitionalId: id < VIRTIO_PCI_DEVICE_ID_MODERN_BASE });
   const structures = findStructures(pci, bars, options.window ?? false);
+  const old = structures === undefined || options.legacy === true ? legacy() : undefined;
+  if (old !== undefined) return old;
   if (structures === undefined) {
     options.environment.log.log(
       "warn",
-      `pci ${pci.name}: no modern virtio interface; the legacy one is not driven here`,
+      `pci ${pci.name}: a virtio device with neither a modern nor a legacy interface`,
     );
     return undefined;
   }
-  const interrupts = new DriverInterrupts(pci, bars, structures, options.msix ?? true);
+  const registers = {
+    vectors: structures.common,
+    configVector: VIRTIO_PCI_COMMON_MSIX,
+    queueVector: VIRTIO_PCI_COMMON_Q_MSIX,
+    readIsr: () => structures.isr.read(0, 1),
+  };
+  const interrupts = new DriverInterrupts(pci, bars, registers, options.msix ?? true);
   return new VirtioPciTransport(pci, deviceId, structures, interrupts, options);
 }
 
 /** The driver's side of modern virtio-pci. Made by {@link PciScanner}. */
-export class VirtioPciTransport implements DriverTransport {
+export class VirtioPciTransport implements PciDriverTransport {
   readonly name: string;
   readonly deviceId: number;
   readonly memory: GuestMemory;
@@ -143,7 +164,6 @@ export class VirtioPciTransport implements DriverTransport {
     this.#interrupts = interrupts;
   }
 
-  /** How interrupts come, once a queue is set up. */
   get interruptMode(): InterruptMode | undefined {
     return this.#interrupts.mode;
   }
@@ -235,6 +255,10 @@ export class VirtioPciTransport implements DriverTransport {
     if (doorbell === undefined) return;
     if (this.#notificationData) this.#structures.notify.write(doorbell, 4, index + data * 65536);
     else this.#structures.notify.write(doorbell, 2, index);
+  }
+
+  sharedMemory(id: number): FoundSharedMemory | undefined {
+    return this.#structures.sharedMemory.find((region) => region.id === id);
   }
 
   onConfigChange(listener: () => void): void {

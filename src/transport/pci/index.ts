@@ -1,6 +1,6 @@
 export type { AddressRange, MsiMessage, PciAccess, PciResources } from "./access.ts";
 export { devfn, intxLine, PciBus, type PciBusHost, type PciWindow } from "./bus.ts";
-export { PciScanner, type PciScanOptions, VirtioPciTransport } from "./driver.ts";
+export { type PciDriverTransport, PciScanner, type PciScanOptions, VirtioPciTransport } from "./driver.ts";
 export type { InterruptMode } from "./driver-interrupts.ts";
 export { PciEndpoint, type PciIdentity } from "./endpoint.ts";
 export type { AccessSize, BarKind, PciBar, PciFunction, PciHost } from "./function.ts";

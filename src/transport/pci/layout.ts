@@ -23,9 +23,12 @@ export interface ModernLayout {
   readonly notifyMultiplier: number;
 }
 
-/** Indices of the BARs, as QEMU has them: BAR 0 stays free for the legacy interface. */
+/** Indices of the BARs, as QEMU has them. */
+export const LEGACY_BAR = 0;
 export const MSIX_BAR = 1;
 export const NOTIFY_IO_BAR = 2;
+/** 64 bits wide, so it takes BAR 3 too. */
+export const SHARED_MEMORY_BAR = 2;
 export const MODERN_BAR = 4;
 
 const PAGE = 4096;

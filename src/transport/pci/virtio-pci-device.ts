@@ -1,4 +1,6 @@
+import { VirtkitError } from "../../common/error.ts";
 import type { DeviceCore } from "../../device/core.ts";
+import type { SharedMemoryRegion } from "../../device/shared-memory.ts";
 import { StatusMachine } from "../../device/status-machine.ts";
 import type { GuestMemory } from "../../memory/guest-memory.ts";
 import {
@@ -8,15 +10,21 @@ import {
   VIRTIO_PCI_CAP_CFG_TYPE,
   VIRTIO_PCI_CAP_COMMON_CFG,
   VIRTIO_PCI_CAP_DEVICE_CFG,
+  VIRTIO_PCI_CAP_ID,
   VIRTIO_PCI_CAP_ISR_CFG,
   VIRTIO_PCI_CAP_LEN,
   VIRTIO_PCI_CAP_LENGTH,
   VIRTIO_PCI_CAP_NOTIFY_CFG,
   VIRTIO_PCI_CAP_OFFSET,
   VIRTIO_PCI_CAP_PCI_CFG,
+  VIRTIO_PCI_CAP_SHARED_MEMORY_CFG,
   VIRTIO_PCI_CAP_SIZE,
+  VIRTIO_PCI_CAP64_LENGTH_HI,
+  VIRTIO_PCI_CAP64_OFFSET_HI,
+  VIRTIO_PCI_CAP64_SIZE,
   VIRTIO_PCI_CFG_CAP_DATA,
   VIRTIO_PCI_DEVICE_ID_MODERN_BASE,
+  VIRTIO_PCI_DEVICE_ID_TRANSITIONAL,
   VIRTIO_PCI_ISR_CONFIG,
   VIRTIO_PCI_ISR_QUEUE,
   VIRTIO_PCI_NOTIFY_CAP_MULT,
@@ -24,9 +32,19 @@ import {
 } from "../../spec/pci.ts";
 import { classCodeOf } from "./class-codes.ts";
 import { CommonConfig, VectorMap } from "./common-config.ts";
-import { PciEndpoint } from "./endpoint.ts";
+import { PciEndpoint, type PciIdentity } from "./endpoint.ts";
 import type { AccessSize, BarKind } from "./function.ts";
-import { type ModernLayout, MSIX_BAR, modernLayout, NOTIFY_IO_BAR, type StructurePlace } from "./layout.ts";
+import {
+  LEGACY_BAR,
+  type ModernLayout,
+  MSIX_BAR,
+  modernLayout,
+  NOTIFY_IO_BAR,
+  SHARED_MEMORY_BAR,
+  type StructurePlace,
+} from "./layout.ts";
+import { LegacyHeader } from "./legacy-header.ts";
+import { SharedMemoryBar } from "./shared-memory-bar.ts";
 
 export interface VirtioPciOptions {
   /** Guest memory that the device's queues lie in. */
@@ -46,13 +64,20 @@ export interface VirtioPciOptions {
   readonly ioNotify?: boolean;
   /** A page for each queue's doorbell (QEMU's page-per-vq). Off unless said. */
   readonly pagePerQueue?: boolean;
+  /** The legacy interface in I/O BAR 0; the device is transitional, or a legacy one without {@link modern}. Off unless said. */
+  readonly legacy?: boolean;
+  /** The modern structures; on unless said. */
+  readonly modern?: boolean;
+  /** PCI device id with a legacy interface, 0x1000..0x103f; that of the table of VIRTIO 1.4 §4.1.2.1 unless said. */
+  readonly legacyDeviceId?: number;
 }
 
 /** Sizes of what follows struct virtio_pci_cap in the capabilities that have more. */
 const EXTRA = 4;
+const NO_WINDOW = -1;
 
 /**
- * virtio-pci, modern (non-transitional): a {@link DeviceCore} behind the five virtio structures (VIRTIO 1.4 §4.1.4), laid out as by
+ * virtio-pci: a {@link DeviceCore} behind the five virtio structures (VIRTIO 1.4 §4.1.4), the legacy interface, or both, laid out as by
  * QEMU's proxies. Knows no concrete device.
  */
 export class VirtioPciDevice extends PciEndpoint {
@@ -61,6 +86,9 @@ export class VirtioPciDevice extends PciEndpoint {
   readonly #layout: ModernLayout;
   readonly #common: CommonConfig;
   readonly #vectors: VectorMap;
+  readonly #legacy: LegacyHeader | undefined;
+  readonly #modern: boolean;
+  #sharedMemory: SharedMemoryBar | undefined;
   /** Offset of the PCI configuration access capability. */
   readonly #window: number;
   readonly #doorbellBar: number;
@@ -71,14 +99,7 @@ export class VirtioPciDevice extends PciEndpoint {
   #isr = 0;
 
   constructor(device: DeviceCore, options: VirtioPciOptions) {
-    super(device.name, {
-      vendorId: VIRTIO_PCI_VENDOR_ID,
-      deviceId: VIRTIO_PCI_DEVICE_ID_MODERN_BASE + device.deviceId,
-      classCode: options.classCode ?? classCodeOf(device.deviceId),
-      revision: options.revision ?? 1,
-      subsystemVendorId: options.subsystemVendorId ?? VIRTIO_PCI_VENDOR_ID,
-      subsystemId: options.subsystemId ?? 0x1100,
-    });
+    super(device.name, identityOf(device, options));
     const queues = device.queueSizes.length;
     const vectors = options.vectors ?? queues + 1;
     const kind = options.modernBar ?? "mem64";
@@ -86,7 +107,7 @@ export class VirtioPciDevice extends PciEndpoint {
     this.device = device;
     this.#layout = layout;
     this.#vectors = new VectorMap(vectors, queues);
-    this.#doorbellBar = layout.notify.bar;
+    this.#doorbellBar = (options.modern ?? true) ? layout.notify.bar : -1;
     this.#doorbellStart = layout.notify.offset;
     this.#doorbellEnd = layout.notify.offset + layout.notify.length;
     this.#doorbellShift = layout.notifyMultiplier === 0 ? -1 : Math.log2(layout.notifyMultiplier);
@@ -100,8 +121,17 @@ export class VirtioPciDevice extends PciEndpoint {
       },
     });
     this.#common = new CommonConfig(this.#machine, this.#vectors);
-    this.addBar(layout.bar, kind, layout.barSize, true);
-    this.#window = this.#addStructures(options.ioNotify ?? false);
+    if (options.legacy === true) {
+      this.addBar(LEGACY_BAR, "io", LegacyHeader.barSize(device.config.size, vectors > 0));
+      this.#legacy = new LegacyHeader(this.#machine, this.#vectors, {
+        msixEnabled: () => this.msix?.enabled === true,
+        readIsr: () => this.#readIsr(),
+      });
+    }
+    this.#modern = options.modern ?? true;
+    if (this.#modern) this.addBar(layout.bar, kind, layout.barSize, true);
+    this.#window = this.#modern ? this.#addStructures(options.ioNotify ?? false) : NO_WINDOW;
+    if (this.#modern && device.sharedMemory.length > 0) this.#addSharedMemory(device.sharedMemory);
     if (vectors > 0) this.addMsix(MSIX_BAR, vectors);
     this.seal();
   }
@@ -123,6 +153,23 @@ export class VirtioPciDevice extends PciEndpoint {
     for (const at of [VIRTIO_PCI_CAP_OFFSET, VIRTIO_PCI_CAP_LENGTH, VIRTIO_PCI_CFG_CAP_DATA])
       this.config.allow(window + at, 4, 0xffffffff);
     return window;
+  }
+
+  #addSharedMemory(regions: readonly SharedMemoryRegion[]): void {
+    const memory = new SharedMemoryBar(regions);
+    this.addBar(SHARED_MEMORY_BAR, "mem64", memory.size, true);
+    for (const { id, offset, length } of memory.places) {
+      const place = { bar: SHARED_MEMORY_BAR, offset: offset % 2 ** 32, length: length % 2 ** 32 };
+      const at = this.#addStructure(
+        VIRTIO_PCI_CAP_SHARED_MEMORY_CFG,
+        place,
+        VIRTIO_PCI_CAP64_SIZE - VIRTIO_PCI_CAP_SIZE,
+      );
+      this.config.set(at + VIRTIO_PCI_CAP_ID, 1, id);
+      this.config.set(at + VIRTIO_PCI_CAP64_OFFSET_HI, 4, Math.floor(offset / 2 ** 32));
+      this.config.set(at + VIRTIO_PCI_CAP64_LENGTH_HI, 4, Math.floor(length / 2 ** 32));
+    }
+    this.#sharedMemory = memory;
   }
 
   #addStructure(type: number, place: StructurePlace, extra = 0): number {
@@ -147,13 +194,20 @@ export class VirtioPciDevice extends PciEndpoint {
   }
 
   protected override onBarWrite(bar: number, offset: number, size: AccessSize, value: number): void {
+    if (bar === LEGACY_BAR) this.#legacy?.write(offset, size, value);
+    else if (bar === SHARED_MEMORY_BAR && this.#sharedMemory !== undefined)
+      this.#sharedMemory.write(offset, size, value);
+    if (!this.#modern) return;
     const { common, device } = this.#layout;
     if (inside(common, bar, offset)) this.#common.write(offset - common.offset, size, value);
     else if (inside(device, bar, offset)) this.device.config.write(offset - device.offset, size, value);
-    else if (bar === NOTIFY_IO_BAR) this.#machine.kick(value & 0xffff);
+    else if (bar === NOTIFY_IO_BAR && this.#sharedMemory === undefined) this.#machine.kick(value & 0xffff);
   }
 
   protected override onBarRead(bar: number, offset: number, size: AccessSize): number {
+    if (bar === LEGACY_BAR) return this.#legacy?.read(offset, size) ?? 0;
+    if (bar === SHARED_MEMORY_BAR) return this.#sharedMemory?.read(offset, size) ?? 0;
+    if (!this.#modern) return 0;
     const { common, device, isr } = this.#layout;
     if (inside(common, bar, offset)) return this.#common.read(offset - common.offset, size);
     if (inside(device, bar, offset)) return this.device.config.read(offset - device.offset, size);
@@ -186,6 +240,7 @@ export class VirtioPciDevice extends PciEndpoint {
   /** Bytes of the access that a touch of pci_cfg_data makes; 0 for none (VIRTIO 1.4 §4.1.4.9). */
   #windowAccess(offset: number, size: AccessSize): AccessSize | 0 {
     const data = this.#window + VIRTIO_PCI_CFG_CAP_DATA;
+    if (this.#window === NO_WINDOW) return 0;
     if (offset + size <= data || offset >= data + 4) return 0;
     const length = this.config.get(this.#window + VIRTIO_PCI_CAP_LENGTH, 4);
     return length === 1 || length === 2 || length === 4 ? length : 0;
@@ -225,6 +280,27 @@ export class VirtioPciDevice extends PciEndpoint {
     this.#isr = 0;
     this.requestIntx(false);
   }
+}
+
+function identityOf(device: DeviceCore, options: VirtioPciOptions): PciIdentity {
+  const legacy = options.legacy === true;
+  if (!legacy && options.modern === false)
+    throw new VirtkitError("ERR_VIRTKIT_PCI_LEGACY", `${device.name}: neither legacy nor modern; switch one on`);
+  const legacyId = options.legacyDeviceId ?? VIRTIO_PCI_DEVICE_ID_TRANSITIONAL.get(device.deviceId);
+  if (legacy && legacyId === undefined)
+    throw new VirtkitError(
+      "ERR_VIRTKIT_PCI_LEGACY",
+      `${device.name}: device type ${device.deviceId} has no legacy interface; leave it modern`,
+    );
+  return {
+    vendorId: VIRTIO_PCI_VENDOR_ID,
+    deviceId: legacy && legacyId !== undefined ? legacyId : VIRTIO_PCI_DEVICE_ID_MODERN_BASE + device.deviceId,
+    classCode: options.classCode ?? classCodeOf(device.deviceId),
+    // A legacy driver takes revision 0 only, and finds the device type in the subsystem id.
+    revision: options.revision ?? (legacy ? 0 : 1),
+    subsystemVendorId: options.subsystemVendorId ?? VIRTIO_PCI_VENDOR_ID,
+    subsystemId: options.subsystemId ?? (legacy ? device.deviceId : 0x1100),
+  };
 }
 
 function inside(place: StructurePlace, bar: number, offset: number): boolean {
