@@ -23,6 +23,7 @@ Misc devices:
 name "virtio-balloon-device", bus virtio-bus
 name "virtio-balloon-pci", bus PCI, alias "virtio-balloon"
 name "virtio-balloon-pci-non-transitional", bus PCI
+name "virtio-balloon-pci-transitional", bus PCI
 name "virtio-rng-device", bus virtio-bus
 name "virtio-rng-pci", bus PCI, alias "virtio-rng"
 name "virtio-rng-pci-non-transitional", bus PCI
