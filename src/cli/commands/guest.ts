@@ -1,3 +1,4 @@
+import { VirtkitError } from "../../common/error.ts";
 import { oneOf, suggest } from "../../machine/nearest.ts";
 import { UsageError } from "../../machine/usage-error.ts";
 import type { CliOutput } from "../output.ts";
@@ -68,6 +69,10 @@ async function prepare(options: GuestCommandOptions, output: CliOutput): Promise
     });
     progress.finish();
     output.out(`Linux ${guest.kernelVersion} (${guest.arch}), ${megabytes(guest.size)}, in ${guest.folder}\n`);
+  } catch (error) {
+    if (error instanceof VirtkitError && error.code === "ERR_VIRTKIT_GUEST_ARCH")
+      throw UsageError.of(`--arch ${options.arch}`, error);
+    throw error;
   } finally {
     progress.finish();
     process.removeListener("SIGINT", stop).removeListener("SIGTERM", stop);

@@ -197,6 +197,13 @@ test("a data disk that cannot be is refused with its path", limit, async () => {
   await assert.rejects(ensureDataDisk(join(folder, "x"), { size: 1000 }), { code: "ERR_VIRTKIT_DATA_DISK" });
   await assert.rejects(ensureDataDisk("/dev/null/x"), { code: "ERR_VIRTKIT_DATA_DISK", message: /\/dev\/null\/x/ });
   await assert.rejects(ensureDataDisk(folder), { code: "ERR_VIRTKIT_DATA_DISK" });
+  await assert.rejects(ensureDataDisk("/proc/virtkit/x"), { code: "ERR_VIRTKIT_DATA_DISK" });
+  const other = join(folder, "notes.txt");
+  writeFileSync(other, "my notes\n".repeat(1000));
+  await assert.rejects(ensureDataDisk(other), {
+    code: "ERR_VIRTKIT_DATA_DISK",
+    message: /something else than an ext4/,
+  });
   writeFileSync(join(folder, "empty"), "");
   await assert.rejects(ensureDataDisk(join(folder, "empty")), { code: "ERR_VIRTKIT_DATA_DISK" });
 });

@@ -1,10 +1,11 @@
 import { createHash, randomBytes } from "node:crypto";
 import { mkdirSync, readFileSync, rmSync } from "node:fs";
-import { mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { open, readdir, rename, rm } from "node:fs/promises";
 import { connect, createServer, type Socket } from "node:net";
 import { homedir } from "node:os";
 import { isAbsolute, join, resolve } from "node:path";
 import { VirtkitError } from "../../../common/error.ts";
+import { makeFolder } from "../make-folder.ts";
 import { abortError } from "./process.ts";
 
 /** Where virtkit keeps what it can make again: $VIRTKIT_CACHE, else $XDG_CACHE_HOME/virtkit, else ~/.cache/virtkit. */
@@ -16,6 +17,7 @@ export const defaultCacheDir = (env: NodeJS.ProcessEnv = process.env): string =>
 };
 
 const diskCodes: Readonly<Record<string, string>> = {
+  ENOENT: "no folder can be made there",
   ENOSPC: "the disk is full; make room, or put the cache elsewhere with VIRTKIT_CACHE",
   EDQUOT: "the disk quota is used up; make room, or put the cache elsewhere with VIRTKIT_CACHE",
   EROFS: "the file system is read-only; put the cache elsewhere with VIRTKIT_CACHE",
@@ -83,7 +85,7 @@ export const sweepTemporary = async (parent: string): Promise<void> => {
 /** Writes a file so that after a crash there is the whole of it or nothing: written apart, synced, renamed. */
 export const writeFileAtomic = async (path: string, contents: FileContents): Promise<void> => {
   const folder = resolve(path, "..");
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const part = join(folder, `${TEMPORARY}${process.pid}-${randomBytes(6).toString("hex")}`);
   try {
     await writeSynced(part, contents);

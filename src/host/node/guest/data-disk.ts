@@ -1,6 +1,7 @@
-import { mkdir, open, rm } from "node:fs/promises";
+import { open, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { VirtkitError } from "../../../common/error.ts";
+import { makeFolder } from "../make-folder.ts";
 import { run } from "./process.ts";
 
 export interface DataDiskOptions {
@@ -20,6 +21,10 @@ export interface DataDisk {
 
 const MIB = 1024 * 1024;
 const LABEL = "virtkit";
+/** Bytes at the start of a disk that say what is on it: past any partition table and boot sector, and ext4's superblock. */
+const START = 4096;
+const EXT4_MAGIC_OFFSET = 1024 + 56;
+const EXT4_MAGIC = 0xef53;
 
 const format = async (path: string, signal: AbortSignal | undefined): Promise<boolean> => {
   const args = ["-q", "-F", "-t", "ext4", "-L", LABEL, "-m", "0", "-E", "root_owner=0:0", path];
@@ -49,7 +54,7 @@ export const ensureDataDisk = async (path: string, options: DataDiskOptions = {}
     throw new VirtkitError("ERR_VIRTKIT_DATA_DISK", `size: ${size} is no multiple of 1 MiB of at least 8 MiB`);
   }
   try {
-    await mkdir(dirname(path), { recursive: true });
+    await makeFolder(dirname(path));
     const file = await open(path, "wx");
     try {
       await file.truncate(size);
@@ -77,9 +82,16 @@ const existing = async (path: string): Promise<DataDisk> => {
     if (!info.isFile() || info.size === 0) {
       throw new VirtkitError("ERR_VIRTKIT_DATA_DISK", `${path} is no disk image; remove it or name another file`);
     }
-    const magic = Buffer.alloc(2);
-    await file.read(magic, 0, 2, 1024 + 56);
-    return { path, size: info.size, isNew: false, isFormatted: magic.readUInt16LE() === 0xef53 };
+    const start = Buffer.alloc(START);
+    await file.read(start, 0, START, 0);
+    const isFormatted = start.readUInt16LE(EXT4_MAGIC_OFFSET) === EXT4_MAGIC;
+    if (!isFormatted && start.some((byte) => byte !== 0)) {
+      throw new VirtkitError(
+        "ERR_VIRTKIT_DATA_DISK",
+        `${path} holds something else than an ext4 file system; name another file (virtkit run -drive file=... takes any disk)`,
+      );
+    }
+    return { path, size: info.size, isNew: false, isFormatted };
   } finally {
     await file.close();
   }

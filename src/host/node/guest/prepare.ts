@@ -1,6 +1,6 @@
-import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { VirtkitError } from "../../../common/error.ts";
+import { makeFolder } from "../make-folder.ts";
 import { GuestBuilder, guestFiles, recipeOf } from "./builder.ts";
 import { cacheError, defaultCacheDir, sweepTemporary, temporaryFolder, withLock } from "./cache.ts";
 import {
@@ -63,7 +63,7 @@ export const prepareGuest = async (options: PrepareGuestOptions = {}): Promise<P
 
   const parent = guestsFolder(cacheDir);
   try {
-    await mkdir(parent, { recursive: true });
+    await makeFolder(parent);
   } catch (cause) {
     throw cacheError(cause, cacheDir);
   }
