@@ -1,18 +1,26 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { statements } from "../testing/statements.ts";
 import { legacySplitLayout, packedLayout, splitLayout } from "./index.ts";
 
 const LIMIT = { timeout: 5_000 };
 
-test("a split queue's parts are aligned to 16, 2 and 4 and do not overlap (driver: Virtqueues #1)", LIMIT, () => {
-  for (let size = 1; size <= 32768; size *= 2) {
-    const { desc, driver, device, bytes } = splitLayout(0x1230, size);
-    assert.deepEqual([desc, driver % 2, device % 4], [0x1230, 0, 0]);
-    assert.equal(driver, desc + 16 * size);
-    assert.ok(device >= driver + 6 + 2 * size);
-    assert.equal(desc + bytes, device + 6 + 8 * size);
-  }
-});
+test(
+  statements(
+    "a split queue's parts are aligned to 16, 2 and 4 and do not overlap",
+    "driver: Basic Facilities of a Virtio Device / Virtqueues #1",
+  ),
+  LIMIT,
+  () => {
+    for (let size = 1; size <= 32768; size *= 2) {
+      const { desc, driver, device, bytes } = splitLayout(0x1230, size);
+      assert.deepEqual([desc, driver % 2, device % 4], [0x1230, 0, 0]);
+      assert.equal(driver, desc + 16 * size);
+      assert.ok(device >= driver + 6 + 2 * size);
+      assert.equal(desc + bytes, device + 6 + 8 * size);
+    }
+  },
+);
 
 test("a packed queue of any size has its event structures behind the ring", LIMIT, () => {
   assert.deepEqual(packedLayout(0x1000, 3), { size: 3, desc: 0x1000, driver: 0x1030, device: 0x1034, bytes: 0x38 });
