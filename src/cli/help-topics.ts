@@ -4,6 +4,9 @@ import { createTypeRegistry } from "../machine/types.ts";
 import { blame } from "../machine/usage-error.ts";
 import { chardevHelp } from "./options/chardev.ts";
 import type { HelpTopic } from "./options/device.ts";
+import { ACCEL_HELP, CPU_HELP, MACHINE_HELP } from "./options/machine-keys.ts";
+
+const LISTS = { chardev: chardevHelp(), machine: MACHINE_HELP, accel: ACCEL_HELP, cpu: CPU_HELP } as const;
 
 /** The answers to `-device help` and its like, from the registry. @throws UsageError for a name that there is not */
 export function answer(topics: readonly HelpTopic[], registry: TypeRegistry = createTypeRegistry()): string {
@@ -11,7 +14,7 @@ export function answer(topics: readonly HelpTopic[], registry: TypeRegistry = cr
 }
 
 function answerOne({ of, name }: HelpTopic, registry: TypeRegistry): string {
-  if (of === "chardev") return chardevHelp();
+  if (of !== "object" && of !== "device") return LISTS[of];
   return blame(`-${of} ${name},help`, () => {
     if (of === "object") return name === undefined ? objectListHelp(registry) : objectHelp(registry, name);
     return name === undefined ? deviceListHelp(registry) : deviceHelp(registry, name);

@@ -32,6 +32,11 @@ const HELP: readonly [argv: readonly string[], out: RegExp][] = [
   [["help", "guest"], /^Usage: virtkit guest/],
   [["run", "-device", "virtio-blk-pci,help"], /^virtio-blk-pci options:\n {2}acpi-index=/],
   [["run", "-chardev", "help"], /^Available chardev backend types:\n/],
+  [["run", "-machine", "help"], /^Supported machines are:\npc /],
+  [["run", "-M", "?"], /^Supported machines are:\npc /],
+  [["run", "-accel", "help"], /^Accelerators supported:\ntcg /],
+  [["run", "-cpu", "help"], /^Available CPUs:\n/],
+  [["-version"], /^\d+\.\d+\.\d+/],
 ];
 
 for (const [argv, out] of HELP)

@@ -40,6 +40,8 @@ export async function runCli(argv: readonly string[], output: CliOutput): Promis
 function withCommand(argv: readonly string[]): string[] {
   const first = argv[0] ?? "--help";
   const own = ["-h", "--help", "-V", "--version"];
+  // QEMU's way to ask.
+  if (first === "-version") return ["--version"];
   return first.startsWith("-") && !own.includes(first) ? ["run", ...argv] : argv.length === 0 ? [first] : [...argv];
 }
 

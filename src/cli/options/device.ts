@@ -5,7 +5,7 @@ import { isHelp, Keyval } from "./keyval.ts";
 
 /** A question in place of a device or an object: what there is, or what properties one has. */
 export interface HelpTopic {
-  readonly of: "device" | "object" | "chardev";
+  readonly of: "device" | "object" | "chardev" | "machine" | "accel" | "cpu";
   /** Undefined for the list. */
   readonly name: string | undefined;
 }

@@ -19,6 +19,11 @@ export function parseMemory(text: string): number {
   return size;
 }
 
+/** What `-machine help` and its like print. */
+export const MACHINE_HELP = "Supported machines are:\npc                   a PC with PCI and ISA (default)\n";
+export const ACCEL_HELP = "Accelerators supported:\ntcg                  v86, which translates as tcg does\n";
+export const CPU_HELP = "Available CPUs:\nx86 v86              the only model; what -cpu names is ignored\n";
+
 /** -smp [cpus=]1[,sockets=,cores=,threads=...]. @throws UsageError */
 export function checkSmp(text: string): void {
   const keys = new Keyval("-smp", text, "cpus");

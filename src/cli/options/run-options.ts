@@ -53,7 +53,7 @@ export function buildRunOptions(raw: RawOptions): RunRequest {
   const get = new RawReader(raw);
   const devices = get.all("device").map(parseDevice);
   const objects = get.all("object").map(parseObject);
-  const topics = [...helpOf(devices), ...helpOf(objects), ...get.all("chardev").filter(isHelp).map(chardevTopic)];
+  const topics = [...helpOf(devices), ...helpOf(objects), ...LISTS.flatMap((of) => listTopics(get, of))];
   if (topics.length > 0) return { kind: "help", topics };
   checkFixed(get);
   const exec = parseExec(get);
@@ -130,7 +130,14 @@ function helpOf(parsed: readonly Parsed<unknown>[]): HelpTopic[] {
   return parsed.flatMap((one) => ("help" in one ? [one.help] : []));
 }
 
-const chardevTopic = (): HelpTopic => ({ of: "chardev", name: undefined });
+/** Options whose `help` lists what they take. */
+const LISTS = ["chardev", "machine", "accel", "cpu"] as const;
+
+const listTopics = (get: RawReader, of: (typeof LISTS)[number]): HelpTopic[] =>
+  get
+    .all(of)
+    .filter(isHelp)
+    .map(() => ({ of, name: undefined }));
 
 function valuesOf<T>(parsed: readonly Parsed<T>[]): T[] {
   return parsed.flatMap((one) => ("value" in one ? [one.value] : []));
