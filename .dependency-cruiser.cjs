@@ -14,9 +14,10 @@ const core = {
   memory: ["spec", "common"],
   virtqueue: ["spec", "common", "memory"],
   backend: ["common"],
-  device: ["spec", "common", "memory", "virtqueue", "backend"],
-  driver: ["spec", "common", "memory", "virtqueue"],
-  transport: ["spec", "common", "memory", "virtqueue", "device", "driver"],
+  device: ["spec", "common", "memory", "virtqueue", "backend", "trace"],
+  driver: ["spec", "common", "memory", "virtqueue", "trace"],
+  transport: ["spec", "common", "memory", "virtqueue", "device", "driver", "trace"],
+  trace: [],
 };
 
 module.exports = {
@@ -57,6 +58,12 @@ module.exports = {
       "^src/transport/",
       "^src/virtqueue/(?!index\\.ts|types\\.ts)",
       "A transport moves registers and notifications; chains belong to devices.",
+    ),
+    layer(
+      "core-knows-types-of-traces-only",
+      "^src/(device|driver|transport)/",
+      "^src/trace/(?!types\\.ts)",
+      "Who watches is handed in; while nobody does, a hook costs one comparison.",
     ),
     layer("engine-knows-no-machine", "^src/(engine|host)/", "^src/cli/", "The command line is the top."),
     layer("machine-knows-no-cli", "^src/machine/", "^src/cli/", "The command line is the top."),

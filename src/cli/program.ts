@@ -108,6 +108,14 @@ function addRun(program: Command, output: CliOutput, done: (status: number) => v
   });
 }
 
+interface StartFlags {
+  readonly cache?: string;
+  readonly disk?: string;
+  readonly savedState: boolean;
+  readonly trace?: string;
+  readonly stats?: boolean;
+}
+
 function addStart(program: Command, done: (status: number) => void): void {
   program
     .command("start")
@@ -118,9 +126,14 @@ function addStart(program: Command, done: (status: number) => void): void {
     .option("--cache <DIR>", "where prepared guests are kept")
     .option("--disk <FILE>", "the disk's image; made if it does not exist")
     .option("--no-saved-state", "boot the kernel instead of restoring the saved state")
-    .action(async (options: { cache?: string; disk?: string; savedState: boolean }) => {
+    .option("--trace <FILE>", "write what the devices do into a file")
+    .option("--stats", "print counters and latencies of the queues at the end")
+    .action(async (flags: StartFlags) => {
       const { startCommand } = await import("./commands/start.ts");
-      done(await startCommand({ cache: options.cache, disk: options.disk, useSavedState: options.savedState }));
+      const { parseTrace } = await import("./options/trace.ts");
+      const { cache, disk, savedState, trace, stats = false } = flags;
+      const traces = trace === undefined ? [] : [parseTrace(trace)];
+      done(await startCommand({ cache, disk, useSavedState: savedState, traces, stats }));
     });
 }
 

@@ -34,6 +34,7 @@ import { RequestFrame } from "./blk/frame.ts";
 import { BlkIo, type BlkIoHost, type BlkStats, writeStatus } from "./blk/io.ts";
 import { lifetimeBytes, MAX_RANGES, parseRanges, RANGE_TYPES, type RangeLimits, RangeList } from "./blk/ranges.ts";
 import { NONE } from "./blk/request-table.ts";
+import { requestBegin, requestEnd } from "./blk/trace.ts";
 import { DeviceCore } from "./core.ts";
 import type { RunningQueue } from "./running-queue.ts";
 import { SegmentList } from "./segment-list.ts";
@@ -194,6 +195,9 @@ export class BlkDevice extends DeviceCore {
       get memory() {
         return device.memory;
       },
+      get tracer() {
+        return device.tracer;
+      },
       get writeback() {
         return device.writeback;
       },
@@ -240,6 +244,7 @@ export class BlkDevice extends DeviceCore {
       case VIRTIO_BLK_T_OUT:
         return this.#takeTransfer(running, batch, c, BLOCK_WRITE, frame.readableBytes);
       case VIRTIO_BLK_T_FLUSH:
+        this.tracer?.emit(requestBegin(running.index, batch.id[c] as number, frame));
         this.#io.flush(running, batch.id[c] as number, frame);
         return true;
       case VIRTIO_BLK_T_GET_ID:
@@ -265,7 +270,10 @@ export class BlkDevice extends DeviceCore {
     const status = this.#readRanges(batch, c, ranges);
     if (status !== VIRTIO_BLK_S_OK) this.#refuse(running, batch, c, status);
     else if (ranges.count === 0) this.#answer(running, batch, c, VIRTIO_BLK_S_OK, 0);
-    else this.#io.beginRanges(running, batch.id[c] as number, this.#frame, ranges);
+    else {
+      this.tracer?.emit(requestBegin(running.index, batch.id[c] as number, this.#frame));
+      this.#io.beginRanges(running, batch.id[c] as number, this.#frame, ranges);
+    }
   }
 
   #readRanges(batch: ChainBatch, c: number, into: RangeList): number {
@@ -313,6 +321,7 @@ export class BlkDevice extends DeviceCore {
     }
     const slot = this.#io.transfer(running, batch.id[c] as number, this.#frame, bytes, descriptors);
     if (slot === NONE) return false;
+    this.tracer?.emit(requestBegin(running.index, batch.id[c] as number, this.#frame));
     const segments = this.#io.segments(slot);
     if (op === BLOCK_READ) this.#frame.writableData(this.memory, batch, c, bytes, segments);
     else this.#frame.readableData(this.memory, batch, c, segments);
@@ -341,7 +350,9 @@ export class BlkDevice extends DeviceCore {
   /** A request that needs no back end: `filled` of its writable data bytes were written from the first on. */
   #answer(running: RunningQueue, batch: ChainBatch, c: number, status: number, filled: number): void {
     const { statusRegion, statusOffset, writableBytes } = this.#frame;
+    this.tracer?.emit(requestBegin(running.index, batch.id[c] as number, this.#frame));
     writeStatus(this.memory, statusRegion, statusOffset, status);
+    this.tracer?.emit(requestEnd(running.index, batch.id[c] as number, status));
     running.queue.push(batch.id[c] as number, filled === writableBytes ? filled + 1 : filled);
   }
 

@@ -13,6 +13,7 @@ import {
   VIRTIO_F_RING_RESET,
   VIRTIO_F_VERSION_1,
 } from "../spec/features.ts";
+import type { Tracer } from "../trace/types.ts";
 import {
   ChainBatch,
   createDeviceQueue,
@@ -25,6 +26,7 @@ import {
 import { ConfigSpace } from "./config-space.ts";
 import { RunningQueue } from "./running-queue.ts";
 import { checkSharedMemory, type SharedMemoryRegion } from "./shared-memory.ts";
+import { TracedQueue } from "./traced-queue.ts";
 import type { TransportPort } from "./transport-port.ts";
 
 /** The ring features that every device here can offer, because `virtqueue/` implements them. */
@@ -94,6 +96,8 @@ export abstract class DeviceCore {
   protected readonly environment: Environment;
   /** Rules that a driver broke, by count; the first is also logged. */
   faults = 0;
+  /** Whom to tell what happens here. Set before the device is attached, as a queue is traced or not from its start on. */
+  tracer: Tracer | undefined;
   #offered: FeatureSet;
   #legacyOnly = LEGACY_FEATURES;
   #negotiated = FeatureSet.EMPTY;
@@ -113,8 +117,14 @@ export abstract class DeviceCore {
     this.#offered = description.features.union(description.ringFeatures ?? DEFAULT_RING_FEATURES);
     this.#queues = new Array(description.queueSizes.length).fill(undefined);
     this.config = new ConfigSpace(description.configSize, {
-      changed: () => this.#port?.notifyConfig(),
-      written: (offset, length) => this.onConfigWritten(offset, length),
+      changed: () => {
+        this.tracer?.emit({ kind: "config", by: "device" });
+        this.#port?.notifyConfig();
+      },
+      written: (offset, length) => {
+        this.tracer?.emit({ kind: "config", by: "driver", offset, length });
+        this.onConfigWritten(offset, length);
+      },
     });
   }
 
@@ -171,8 +181,9 @@ export abstract class DeviceCore {
    */
   setFeatures(features: FeatureSet): boolean {
     const legacy = features.has(VIRTIO_F_VERSION_1) ? FeatureSet.EMPTY : this.#legacyOnly;
-    if (!features.isSubsetOf(this.#offered.union(legacy))) return false;
-    if (!this.acceptsFeatures(features)) return false;
+    const accepted = features.isSubsetOf(this.#offered.union(legacy)) && this.acceptsFeatures(features);
+    this.tracer?.emit({ kind: "features", features: features.toString(), accepted });
+    if (!accepted) return false;
     this.#negotiated = features;
     this.onFeatures(features);
     return true;
@@ -184,7 +195,11 @@ export abstract class DeviceCore {
    */
   startQueue(index: number, config: QueueConfig, state: QueueState = INITIAL_QUEUE_STATE): QueueFault | undefined {
     if (this.#queues[index] !== undefined) this.stopQueue(index);
-    const queue = createDeviceQueue(this.memory, config, queueFeatures(this.#negotiated), state);
+    const features = queueFeatures(this.#negotiated);
+    const ring = createDeviceQueue(this.memory, config, features, state);
+    const format = features.packed ? "packed" : "split";
+    this.tracer?.emit({ kind: "queue", queue: index, state: "start", format, ...config });
+    const queue = this.tracer === undefined ? ring : new TracedQueue(ring, index, this.tracer);
     const running = new RunningQueue(index, queue, () => this.#attached().notifyQueue(index));
     if (queue.fault !== undefined) {
       running.live = false;
@@ -203,6 +218,7 @@ export abstract class DeviceCore {
     const state = running.queue.state();
     running.live = false;
     this.#queues[index] = undefined;
+    this.tracer?.emit({ kind: "queue", queue: index, state: "stop" });
     this.onQueueStop(running);
     return state;
   }
@@ -247,8 +263,12 @@ export abstract class DeviceCore {
 
   /** A transport saw the driver break a rule of the registers: counted; if `fatal`, the device needs a reset. */
   driverFault(reason: string, fatal: boolean): void {
-    if (fatal) this.fail(reason);
-    else if (this.faults++ === 0) this.environment.log.log("warn", `${this.name}: ${reason}; ignored`);
+    if (fatal) {
+      this.fail(reason);
+      return;
+    }
+    this.tracer?.emit({ kind: "fault", reason, fatal });
+    if (this.faults++ === 0) this.environment.log.log("warn", `${this.name}: ${reason}; ignored`);
   }
 
   /** Lets go of everything outside (back ends are closed by whoever opened them). The device is not used again. */
@@ -333,6 +353,7 @@ export abstract class DeviceCore {
    */
   protected fail(reason: string): void {
     this.faults++;
+    this.tracer?.emit({ kind: "fault", reason, fatal: true });
     if (this.#broken !== undefined) return;
     this.#broken = reason;
     const now = this.environment.now();

@@ -1,4 +1,5 @@
 import { FeatureSet } from "../common/feature-set.ts";
+import { statusNames } from "../common/status-names.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import {
@@ -16,6 +17,8 @@ import type { TransportPort } from "./transport-port.ts";
 /** What a strict transport does for its status machine. */
 export interface StatusHooks {
   readonly memory: GuestMemory;
+  /** What a driver writes to for an available buffer notification, as traces call it; "notify" unless said. */
+  readonly doorbell?: string;
   /** Sends a used buffer notification. Only called while the driver is up. */
   queueInterrupt(index: number): void;
   /** Sends a configuration change notification. Only called while the driver is up. */
@@ -59,6 +62,7 @@ export class StatusMachine implements TransportPort {
   deviceFeatureSelect = 0;
   driverFeatureSelect = 0;
   readonly #hooks: StatusHooks;
+  readonly #doorbell: string;
   readonly #driverFeatures = new Uint32Array(4);
   #status = 0;
   #resetting = false;
@@ -70,6 +74,7 @@ export class StatusMachine implements TransportPort {
     this.device = device;
     this.memory = hooks.memory;
     this.#hooks = hooks;
+    this.#doorbell = hooks.doorbell ?? "notify";
     this.queues = new QueueRegisters(device, {
       packed: () => device.features.has(VIRTIO_F_RING_PACKED),
       resettable: () => device.features.has(VIRTIO_F_RING_RESET),
@@ -130,13 +135,15 @@ export class StatusMachine implements TransportPort {
 
   /** An available buffer notification through the legacy interface. */
   legacyKick(index: number): void {
+    this.device.tracer?.emit({ kind: "kick", queue: index, register: "QUEUE_NOTIFY" });
     if (!this.#up && this.useLegacy() && index < this.queues.count) this.#goEarly();
-    this.kick(index);
+    if (this.live) this.device.kick(index);
   }
 
   /** A driver's write to the device status register; 0 resets the device. */
   writeStatus(value: number): void {
     const bits = value & 0xff;
+    this.device.tracer?.emit({ kind: "status", value: bits, names: statusNames(bits) });
     if (bits === 0) {
       this.reset();
       return;
@@ -188,6 +195,7 @@ export class StatusMachine implements TransportPort {
 
   /** An available buffer notification: the doorbell's short way. */
   kick(index: number): void {
+    this.device.tracer?.emit({ kind: "kick", queue: index, register: this.#doorbell });
     if (this.live) this.device.kick(index);
   }
 

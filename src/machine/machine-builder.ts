@@ -7,7 +7,7 @@ import type { BackendFactory } from "./backend-factory.ts";
 import type { ChardevOptions, DeviceOptions, DriveOptions, MachineDescription, ObjectOptions } from "./description.ts";
 import { RngBackendObject } from "./devices/entropy.ts";
 import { type Chardev, type Drive, MachineBackends } from "./machine-backends.ts";
-import type { MachineHost, PciSlots } from "./machine-host.ts";
+import type { MachineHost, MachineTracing, PciSlots } from "./machine-host.ts";
 import { suggest } from "./nearest.ts";
 import { findBus } from "./object-model/bus-lookup.ts";
 import { type BusObject, DeviceObject } from "./object-model/device.ts";
@@ -25,6 +25,7 @@ export interface MachineParts {
   readonly memory: GuestMemory;
   readonly pci: PciSlots;
   readonly backends: BackendFactory;
+  readonly tracing?: MachineTracing;
 }
 
 /** COM1.. have this many. */
@@ -101,8 +102,9 @@ export async function buildMachine(description: MachineDescription, parts: Machi
     for (const options of description.chardevs) await addChardev(options, backends, parts, closers);
     const serials = connectSerials(description, backends);
     for (const options of description.drives) await addDrive(options, backends, parts, closers);
-    const { environment, memory, pci } = parts;
-    const machine = new DeviceTree({ environment, memory, pci, backends }, parts.registry, serials, closers);
+    const { environment, memory, pci, tracing } = parts;
+    const host = { environment, memory, pci, backends, ...(tracing === undefined ? {} : { tracing }) };
+    const machine = new DeviceTree(host, parts.registry, serials, closers);
     addDevices(machine, allDevices(description), environment);
     return machine;
   } catch (error) {

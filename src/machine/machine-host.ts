@@ -1,6 +1,8 @@
 import type { BalloonHost } from "../backend/balloon/types.ts";
 import type { Environment } from "../common/environment.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
+import type { TraceStats } from "../trace/stats.ts";
+import type { DeviceTracer } from "../trace/tracing.ts";
 import type { PciFunction } from "../transport/pci/function.ts";
 import type { MachineBackends } from "./machine-backends.ts";
 
@@ -12,6 +14,22 @@ export interface PciSlots {
   occupied(devfn: number): boolean;
 }
 
+/** Who watches the machine's devices. */
+export interface MachineTracing {
+  /** For one device, until its `close`; undefined when nobody wants anything of it. */
+  tracer(name: string, type: string): DeviceTracer | undefined;
+}
+
+/** The traces of a machine, from its start to its end. */
+export interface MachineTrace extends MachineTracing {
+  /** Opens what it writes to, before any device is made. @throws UsageError */
+  open(): Promise<void>;
+  /** Undefined when nothing is counted. */
+  readonly stats: TraceStats | undefined;
+  /** Resolves when everything is written. */
+  close(): Promise<void>;
+}
+
 /** What a device finds around it when it is realized. */
 export interface MachineHost {
   readonly environment: Environment;
@@ -21,4 +39,5 @@ export interface MachineHost {
   readonly backends: MachineBackends;
   /** Of engines that can give guest memory back. */
   readonly balloon?: BalloonHost;
+  readonly tracing?: MachineTracing;
 }

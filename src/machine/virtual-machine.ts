@@ -3,6 +3,7 @@ import { VirtkitError } from "../common/error.ts";
 import { Events } from "../common/events.ts";
 import type { BalloonDevice } from "../device/balloon.ts";
 import { type LinuxBoot, V86Engine } from "../engine/v86/index.ts";
+import type { TraceStats } from "../trace/stats.ts";
 import type { BackendFactory } from "./backend-factory.ts";
 import { findBalloon } from "./balloon.ts";
 import { DeferredSlots } from "./deferred-slots.ts";
@@ -10,6 +11,7 @@ import type { MachineDescription } from "./description.ts";
 import { type ExecOptions, type ExecResult, GuestAgentClient, withAgentPorts } from "./guest-agent/index.ts";
 import { GuestDialogue } from "./guest-dialogue.ts";
 import { buildMachine, type DeviceTree } from "./machine-builder.ts";
+import type { MachineTrace } from "./machine-host.ts";
 import type { TypeRegistry } from "./object-model/registry.ts";
 import { orders } from "./orders.ts";
 import { SerialPort } from "./serial-port.ts";
@@ -47,6 +49,7 @@ export interface VirtualMachineParts {
   readonly agent: boolean;
   /** A guest that reboots ends the machine. */
   readonly noReboot: boolean;
+  readonly trace?: MachineTrace | undefined;
 }
 
 /** Why a machine ended. */
@@ -214,6 +217,11 @@ export class VirtualMachine {
     this.balloon.setTarget(Math.max(0, memory - bytes));
   }
 
+  /** What the queues have done so far; undefined unless the machine was made with `stats`. */
+  get stats(): TraceStats | undefined {
+    return this.#parts.trace?.stats;
+  }
+
   /** Input for COM1 (0) .. COM4 (3), as if typed. */
   sendSerial(port: number, bytes: Uint8Array): void {
     this.#engine?.sendSerial(port, bytes);
@@ -248,7 +256,8 @@ export class VirtualMachine {
   }
 
   async #bringUp(): Promise<void> {
-    const { boot } = this.#parts;
+    const { boot, trace } = this.#parts;
+    await trace?.open();
     const state = boot.from === "guest" ? await boot.loadState() : undefined;
     const engine = await this.#createEngine(state);
     const slots = new DeferredSlots(engine);
@@ -296,9 +305,11 @@ export class VirtualMachine {
   }
 
   async #build(engine: V86Engine, slots: DeferredSlots): Promise<void> {
-    const { description, registry, environment, backends } = this.#parts;
+    const { description, registry, environment, backends, trace } = this.#parts;
     const whole = this.#agent === undefined ? description : withAgentPorts(description, this.#agent.ports);
-    const machine = await buildMachine(whole, { registry, environment, memory: engine.memory, pci: slots, backends });
+    const { memory } = engine;
+    const tracing = trace === undefined ? {} : { tracing: trace };
+    const machine = await buildMachine(whole, { registry, environment, memory, pci: slots, backends, ...tracing });
     if (this.#end !== undefined) {
       await machine.close();
       throw new VirtkitError("ERR_VIRTKIT_STOPPED", "the machine was stopped while it started");
@@ -396,6 +407,7 @@ export class VirtualMachine {
       );
     }
     await this.#engine?.destroy();
+    await this.#parts.trace?.close();
     this.#events.emit("end", reason, error);
     this.#resolveEnded(reason);
   }

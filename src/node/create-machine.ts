@@ -8,13 +8,17 @@ import { createEnvironment, createLogger } from "../host/node/environment.ts";
 import type { OnGuestProgress } from "../host/node/guest/index.ts";
 import { checkImage } from "../host/node/image-file.ts";
 import { cacheOf, type DeviceOptions, type DriveOptions, type MachineDescription } from "../machine/description.ts";
+import { withAgentPorts } from "../machine/guest-agent/index.ts";
 import { checkDescription } from "../machine/machine-builder.ts";
 import type { TypeRegistry } from "../machine/object-model/registry.ts";
 import { rehearse } from "../machine/rehearse.ts";
 import { createTypeRegistry } from "../machine/types.ts";
 import { blameAsync } from "../machine/usage-error.ts";
 import { VirtualMachine } from "../machine/virtual-machine.ts";
+import type { TraceFilter, TraceSink } from "../trace/tracing.ts";
+import type { TraceEvent } from "../trace/types.ts";
 import { type BootSource, prepareBoot } from "./boot.ts";
+import { checkTraces, NodeMachineTrace, type TraceRequest } from "./machine-trace.ts";
 
 /** A disk: an image file, or a back end of the program's own. */
 export type DriveSettings = (
@@ -64,9 +68,20 @@ export interface MachineOptions {
   readonly signal?: AbortSignal;
   /** Types of devices; default all that virtkit has. */
   readonly registry?: TypeRegistry;
+  /** What the devices do, event by event: into a file, or to a function. See docs/tracing.md. */
+  readonly trace?: TraceSettings | readonly TraceSettings[];
+  /** Count what queues do, see {@link VirtualMachine.stats}. Default false. */
+  readonly stats?: boolean;
   /** Clock, event loop and log; the default logs warnings to standard error. */
   readonly environment?: Environment;
 }
+
+/** A trace: a file, or a function that is called for each event, at once. */
+export type TraceSettings = TraceFilter &
+  (
+    | { readonly file: string; readonly onEvent?: undefined }
+    | { readonly onEvent: (event: TraceEvent, device: string, micros: number) => void; readonly file?: undefined }
+  );
 
 const DEFAULT_MEMORY = "256M";
 const UNITS: Readonly<Record<string, number>> = { "": 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 };
@@ -92,6 +107,8 @@ export async function createMachine(options: MachineOptions = {}): Promise<Virtu
     onProgress: options.onProgress,
     signal: options.signal,
     registry: options.registry,
+    traces: [options.trace ?? []].flat().map(traceOf),
+    stats: options.stats ?? false,
     environment: options.environment ?? createEnvironment(createLogger("warn")),
   });
 }
@@ -108,6 +125,9 @@ export interface AssembleOptions {
   readonly onProgress?: OnGuestProgress | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly registry?: TypeRegistry | undefined;
+  readonly traces?: readonly TraceRequest[];
+  /** Count what queues do. */
+  readonly stats?: boolean;
   readonly environment: Environment;
   /** Where the guest's init mounts a disk, "vda:/root". */
   readonly data?: string;
@@ -123,6 +143,8 @@ export async function assembleMachine(options: AssembleOptions): Promise<Virtual
   const registry = options.registry ?? createTypeRegistry();
   checkDescription(description, registry);
   checkMemorySize(description.memory);
+  const { traces = [], stats = false } = options;
+  await checkTraces(traces, options.agent ? withAgentPorts(description, []) : description, registry);
   await rehearse(description, registry, environment);
   // Before a guest is prepared, which may take a download.
   for (const { option, source, readOnly } of description.drives)
@@ -148,6 +170,7 @@ export async function assembleMachine(options: AssembleOptions): Promise<Virtual
     backends: options.backends ?? new NodeBackends({ environment, onQuit: () => {} }),
     agent: options.agent,
     noReboot: options.noReboot,
+    trace: traces.length > 0 || stats ? new NodeMachineTrace(traces, stats, environment) : undefined,
   });
 }
 
@@ -199,6 +222,16 @@ function deviceOf(device: DeviceSettings, index: number): DeviceOptions {
     ),
   };
 }
+
+function traceOf({ file, onEvent, ...filter }: TraceSettings, index: number): TraceRequest {
+  const to = file === undefined ? { sink: { record: callOf(onEvent) } } : { file };
+  return { ...filter, option: `trace[${index}]`, to };
+}
+
+const callOf =
+  (onEvent: NonNullable<TraceSettings["onEvent"]>): TraceSink["record"] =>
+  (time, device, event) =>
+    onEvent(event, device, time);
 
 function textOf(value: string | number | boolean): string {
   if (typeof value === "boolean") return value ? "on" : "off";

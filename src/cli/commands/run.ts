@@ -7,6 +7,7 @@ import { progressRenderer } from "../../host/node/guest/index.ts";
 import { UsageError } from "../../machine/usage-error.ts";
 import type { VirtualMachine } from "../../machine/virtual-machine.ts";
 import { assembleMachine } from "../../node/create-machine.ts";
+import { statsTable } from "../../trace/stats-table.ts";
 import { connectTerminal } from "../console-size.ts";
 import type { ExecOptions, RunOptions } from "../options/run-options.ts";
 import { EXIT_BROKEN_PIPE, OutputError, ProcessOutput } from "../output.ts";
@@ -57,6 +58,8 @@ export async function runMachine(options: SessionOptions, environment: Environme
       bios: options.bios,
       cacheDir: options.cache,
       useSavedState: options.useSavedState,
+      traces: options.traces,
+      stats: options.stats,
       ...(options.data === undefined ? {} : { data: options.data }),
       term: process.env["TERM"],
       onProgress: progress.onProgress,
@@ -66,7 +69,11 @@ export async function runMachine(options: SessionOptions, environment: Environme
     });
     progress.finish();
     session.adopt(machine);
-    return await run(machine, options, session, backends);
+    try {
+      return await run(machine, options, session, backends);
+    } finally {
+      if (machine.stats !== undefined) process.stderr.write(statsTable(machine.stats));
+    }
   } catch (error) {
     if (session.isEnding) return session.status ?? 0;
     const option = error instanceof VirtkitError ? BLAMED[error.code] : undefined;

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { createEnvironment, createLogger } from "../../host/node/environment.ts";
 import { ensureDataDisk } from "../../host/node/guest/index.ts";
 import { cacheOf } from "../../machine/description.ts";
+import type { TraceRequest } from "../../node/machine-trace.ts";
 import { runMachine } from "./run.ts";
 
 export interface StartOptions {
@@ -11,6 +12,8 @@ export interface StartOptions {
   /** Image of the disk that keeps the files; undefined for the usual one. */
   readonly disk: string | undefined;
   readonly useSavedState: boolean;
+  readonly traces: readonly TraceRequest[];
+  readonly stats: boolean;
 }
 
 const MEMORY = 256 * 2 ** 20;
@@ -59,6 +62,8 @@ export async function startCommand(options: StartOptions): Promise<number> {
       cache: options.cache,
       useSavedState: options.useSavedState,
       warnings: [],
+      traces: options.traces,
+      stats: options.stats,
       data: "vda:/root",
       agent: true,
     },

@@ -39,8 +39,30 @@ test("nothing given: 512 MiB, the prepared guest, COM1 on the terminal", OPTIONS
     exec: undefined,
     cache: undefined,
     useSavedState: true,
+    traces: [],
+    stats: false,
     warnings: [],
   });
+});
+
+test("traces", OPTIONS, () => {
+  const { traces, stats } = run(
+    "--trace",
+    "a.jsonl",
+    "--trace",
+    "file=b,,c,device=d0+virtio-rng-pci,kind=kick+pop",
+    "--stats",
+  );
+  assert.equal(stats, true);
+  assert.deepEqual(traces, [
+    { option: "--trace a.jsonl", to: { file: "a.jsonl" } },
+    {
+      option: "--trace file=b,,c,device=d0+virtio-rng-pci,kind=kick+pop",
+      to: { file: "b,c" },
+      devices: ["d0", "virtio-rng-pci"],
+      kinds: ["kick", "pop"],
+    },
+  ]);
 });
 
 test("the line of the articles", OPTIONS, () => {
@@ -327,6 +349,14 @@ const WRONG: readonly [argv: readonly string[], message: RegExp][] = [
   [["-device", '{"driver":"virtio-rng-pci","addr":[1]}'], /Invalid parameter type for 'addr'/],
   [["-device", '{"id":"x"}'], /Parameter 'driver' is missing/],
   [["-object", "rng-random"], /Parameter 'id' is missing/],
+  [
+    ["--trace", "a,kind=kick+pup"],
+    /^--trace a,kind=kick\+pup: there are no events of kind 'pup'\nDid you mean 'pop'\? Valid: status, /,
+  ],
+  [["--trace", "a,device=x+"], /^--trace a,device=x\+: 'device' has an empty name in it\n/],
+  [["--trace", "device=x"], /^--trace device=x: a file is missing\n/],
+  [["--trace", ""], /^--trace: a file is missing\n/],
+  [["--trace", "a,kinds=kick"], /^--trace a,kinds=kick: Invalid parameter 'kinds'\nDid you mean 'kind'\?/],
 ];
 
 for (const [argv, message] of WRONG)

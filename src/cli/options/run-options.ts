@@ -1,6 +1,7 @@
 import type { DeviceOptions, MachineDescription, ObjectOptions } from "../../machine/description.ts";
 import { blame, UsageError } from "../../machine/usage-error.ts";
 import type { BootSource } from "../../node/boot.ts";
+import type { TraceRequest } from "../../node/machine-trace.ts";
 import { parseChardev } from "./chardev.ts";
 import { type HelpTopic, type Parsed, parseDevice, parseObject } from "./device.ts";
 import { parseDrives } from "./drives.ts";
@@ -17,6 +18,7 @@ import {
 } from "./machine-keys.ts";
 import type { RawOptions } from "./raw-options.ts";
 import { parseSerials } from "./serials.ts";
+import { parseTrace } from "./trace.ts";
 
 /** A command for the guest. */
 export interface ExecOptions {
@@ -39,6 +41,9 @@ export interface RunOptions {
   readonly cache: string | undefined;
   /** A saved state may be restored instead of booting the kernel. */
   readonly useSavedState: boolean;
+  readonly traces: readonly TraceRequest[];
+  /** Print what the queues did at the end. */
+  readonly stats: boolean;
   /** What was accepted and has no effect, for the user to know. */
   readonly warnings: readonly string[];
 }
@@ -79,6 +84,8 @@ export function buildRunOptions(raw: RawOptions): RunRequest {
     exec,
     cache: get.path("cache"),
     useSavedState: !get.has("no-saved-state"),
+    traces: get.all("trace").map(parseTrace),
+    stats: get.has("stats"),
     warnings: warningsOf(get, machine),
   };
   return { kind: "run", options };

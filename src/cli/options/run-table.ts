@@ -71,6 +71,13 @@ export const RUN_OPTIONS: readonly RunOptionSpec[] = [
   { name: "nographic", group: CONSOLE, help: "COM1 on the terminal, Ctrl-A X quits (the default)" },
   { name: "exec", argument: "COMMAND", group: VIRTKIT, help: "run a command in the guest and exit with its status" },
   { name: "exec-timeout", argument: "SECONDS", group: VIRTKIT, help: "give up when the command takes longer" },
+  {
+    name: "trace",
+    argument: "FILE,KEY=VALUE,...",
+    group: VIRTKIT,
+    help: "write what the devices do into a file: device=ID+ID and kind=KIND+KIND leave out the rest",
+  },
+  { name: "stats", group: VIRTKIT, help: "print counters and latencies of the queues at the end" },
   { name: "cache", argument: "DIR", group: VIRTKIT, help: "where prepared guests are kept" },
   { name: "no-saved-state", group: VIRTKIT, help: "boot the kernel instead of restoring the saved state" },
   { name: "machine", aliases: ["M"], argument: "pc", group: ACCEPTED, help: "there is one kind of machine" },
@@ -113,7 +120,7 @@ export const REFUSED_OPTIONS: ReadonlyMap<string, string | undefined> = new Map<
     "dump-vmstate echr enable-sync-profile fsdev full-screen fw_cfg g gdb incoming iscsi k L loadvm msg no-acpi " +
     "no-fd-bootchk no-shutdown only-migratable option-rom overcommit pidfile plugin portrait preconfig prom-env " +
     "readconfig rotate runas S s sandbox seed semihosting semihosting-config singlestep smbios spice tb-size tpmdev " +
-    "trace usb usbdevice uuid virtfs vnc watchdog watchdog-action win2k-hack writeconfig xen-attach xen-domid " +
+    "usb usbdevice uuid virtfs vnc watchdog watchdog-action win2k-hack writeconfig xen-attach xen-domid " +
     "xen-domid-restrict"
   )
     .split(" ")

@@ -13,12 +13,14 @@ import {
 import type { GuestMemory } from "../../memory/guest-memory.ts";
 import type { MemoryRegion } from "../../memory/memory-region.ts";
 import { VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP } from "../../spec/blk.ts";
+import type { Tracer } from "../../trace/types.ts";
 import type { RunningQueue } from "../running-queue.ts";
 import type { SegmentList } from "../segment-list.ts";
 import type { RequestFrame } from "./frame.ts";
 import type { RangeList } from "./ranges.ts";
 import { NONE, RequestTable } from "./request-table.ts";
 import { StagingPool } from "./staging.ts";
+import { ioBegin, ioEnd, merge, requestEnd } from "./trace.ts";
 
 /** Bytes of one I/O; a larger request is worked off in parts of this, neighbours are merged up to it. */
 const MAX_IO_BYTES = 2 * 1024 * 1024;
@@ -49,6 +51,7 @@ export interface BlkStats {
 /** The device around the I/O. */
 export interface BlkIoHost {
   readonly memory: GuestMemory;
+  readonly tracer: Tracer | undefined;
   /** True while a write may complete before it is durable. */
   readonly writeback: boolean;
   readonly stats: BlkStats;
@@ -207,6 +210,7 @@ export class BlkIo {
     this.#fill(head, slot, bytes);
     table.io.length[head] = (table.io.length[head] as number) + bytes;
     table.join(head, slot);
+    this.#host.tracer?.emit(merge(table, head, slot));
     this.#openEnd += bytes;
     this.#host.stats.merged++;
     return true;
@@ -252,6 +256,8 @@ export class BlkIo {
       this.#pending = this.#spare;
       this.#spare = slots;
       this.#pendingCount = 0;
+      const { tracer } = this.#host;
+      if (tracer !== undefined) for (let i = 0; i < count; i++) tracer.emit(ioBegin(this.#table, slots[i] as number));
       try {
         this.#backend.submit(slots, count);
       } catch (error) {
@@ -299,6 +305,7 @@ export class BlkIo {
     const table = this.#table;
     if (table.busy[slot] !== 1 || table.io.generation[slot] !== generation) return;
     table.busy[slot] = 0;
+    this.#host.tracer?.emit(ioEnd(slot, result));
     table.io.vector[slot]?.clear();
     const op = table.io.op[slot] as number;
     if (table.disowned[slot] === 1) {
@@ -379,6 +386,7 @@ export class BlkIo {
         table.statusOffset[request] as number,
         status,
       );
+      this.#host.tracer?.emit(requestEnd(running.index, table.chain[request] as number, status));
       // The length counts from the first writable byte: the status byte only when nothing in front of it was left out.
       running.queue.push(table.chain[request] as number, moved === room ? room + 1 : moved);
       this.#host.pushed(running);

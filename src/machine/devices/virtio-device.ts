@@ -10,6 +10,8 @@ import {
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_RING_RESET,
 } from "../../spec/features.ts";
+import type { DeviceTracer } from "../../trace/tracing.ts";
+import type { MachineTracing } from "../machine-host.ts";
 import { BusObject, DeviceObject } from "../object-model/device.ts";
 import { BOOL, fixedProperty, type Property, property } from "../object-model/property.ts";
 import type { TypeRegistry } from "../object-model/registry.ts";
@@ -37,6 +39,7 @@ const LEGACY_PROPERTIES: readonly (readonly [Property<boolean>, number])[] = [
 export class VirtioDeviceObject extends DeviceObject {
   /** The device model itself, made by the type's `realize`. */
   core: DeviceCore | undefined;
+  #tracer: DeviceTracer | undefined;
 
   /** What the user knows the device as: its proxy, where it has one. */
   get face(): DeviceObject {
@@ -46,6 +49,21 @@ export class VirtioDeviceObject extends DeviceObject {
   /** For the device model's messages. */
   get coreName(): string {
     return this.face.id ?? this.face.typeName;
+  }
+
+  /** Has the device model watched, before its transport is made. */
+  trace(tracing: MachineTracing | undefined): void {
+    this.#tracer = tracing?.tracer(this.coreName, this.face.typeName);
+    if (this.core !== undefined) this.core.tracer = this.#tracer;
+  }
+
+  /** Nothing is left of the device model. */
+  drop(): void {
+    // Host I/O that is still on its way belongs to nobody from here on.
+    this.core?.reset();
+    this.core = undefined;
+    this.#tracer?.close();
+    this.#tracer = undefined;
   }
 
   /** The ring features that the properties ask for. */
@@ -82,9 +100,7 @@ export function registerVirtioDevice(registry: TypeRegistry): void {
       );
     },
     unrealize(device) {
-      // Host I/O that is still on its way belongs to nobody from here on.
-      device.core?.reset();
-      device.core = undefined;
+      device.drop();
     },
   });
 }

@@ -63,6 +63,7 @@ class VirtioPciBus extends VirtioBusObject {
     if (!(proxy instanceof VirtioPciProxy) || !(device instanceof VirtioDeviceObject) || device.core === undefined)
       throw new Error(`${device.typeName} made no device model`);
     device.core.setLegacyFeatures(device.legacyFeatures);
+    device.trace(host.tracing);
     const interfaces = interfacesOf(proxy, device.core);
     proxy.pciFunction = new VirtioPciDevice(device.core, { ...pciOptions(proxy, host), ...interfaces });
   }

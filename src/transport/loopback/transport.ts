@@ -148,6 +148,7 @@ export class LoopbackTransport implements DriverTransport {
   }
 
   #interrupt(index: number): void {
+    this.#machine.device.tracer?.emit({ kind: "interrupt", queue: index, by: "call" });
     if (this.#direct) this.#interrupts[index]?.();
     else {
       this.#pendingInterrupts.add(index);
@@ -156,6 +157,7 @@ export class LoopbackTransport implements DriverTransport {
   }
 
   #configInterrupt(): void {
+    this.#machine.device.tracer?.emit({ kind: "interrupt", by: "call" });
     if (this.#direct) this.#configListener?.();
     else {
       this.#pendingConfig = true;

@@ -65,6 +65,20 @@ export interface VirtioMmioOptions {
 }
 
 const QEMU = 0x554d4551;
+/** Registers of the selected queue, as traces call them. */
+const QUEUE_REGISTERS: ReadonlyMap<number, string> = new Map([
+  [VIRTIO_MMIO_QUEUE_SIZE, "QUEUE_SIZE"],
+  [VIRTIO_MMIO_QUEUE_ALIGN, "QUEUE_ALIGN"],
+  [VIRTIO_MMIO_QUEUE_PFN, "QUEUE_PFN"],
+  [VIRTIO_MMIO_QUEUE_READY, "QUEUE_READY"],
+  [VIRTIO_MMIO_QUEUE_DESC_LOW, "QUEUE_DESC_LOW"],
+  [VIRTIO_MMIO_QUEUE_DESC_HIGH, "QUEUE_DESC_HIGH"],
+  [VIRTIO_MMIO_QUEUE_DRIVER_LOW, "QUEUE_DRIVER_LOW"],
+  [VIRTIO_MMIO_QUEUE_DRIVER_HIGH, "QUEUE_DRIVER_HIGH"],
+  [VIRTIO_MMIO_QUEUE_DEVICE_LOW, "QUEUE_DEVICE_LOW"],
+  [VIRTIO_MMIO_QUEUE_DEVICE_HIGH, "QUEUE_DEVICE_HIGH"],
+  [VIRTIO_MMIO_QUEUE_RESET, "QUEUE_RESET"],
+]);
 const ALL_ONES = 0xffffffff;
 
 interface Register {
@@ -104,8 +118,15 @@ export class VirtioMmioDevice {
     this.#align = new Uint32Array(device.queueSizes.length);
     this.#machine = new StatusMachine(device, {
       memory: options.memory,
-      queueInterrupt: () => this.#interrupt(VIRTIO_MMIO_INT_VRING),
-      configInterrupt: () => this.#interrupt(VIRTIO_MMIO_INT_CONFIG),
+      doorbell: "QUEUE_NOTIFY",
+      queueInterrupt: (queue) => {
+        this.device.tracer?.emit({ kind: "interrupt", queue, by: "irq" });
+        this.#interrupt(VIRTIO_MMIO_INT_VRING);
+      },
+      configInterrupt: () => {
+        this.device.tracer?.emit({ kind: "interrupt", by: "irq" });
+        this.#interrupt(VIRTIO_MMIO_INT_CONFIG);
+      },
       deviceReset: () => this.#deviceReset(),
       queueReset: () => undefined,
     });
@@ -135,10 +156,17 @@ export class VirtioMmioDevice {
     if (offset >= VIRTIO_MMIO_CONFIG) this.device.config.write(offset - VIRTIO_MMIO_CONFIG, size, value);
     else if (size === 4) {
       // The doorbell first: it is written for every batch of requests, everything else only at set-up.
-      if (offset !== VIRTIO_MMIO_QUEUE_NOTIFY) this.#registers.get(offset)?.write?.(value);
+      if (offset !== VIRTIO_MMIO_QUEUE_NOTIFY) this.#writeRegister(offset, value);
       else if (this.version === 2) this.#machine.kick(value & 0xffff);
       else this.#machine.legacyKick(value);
     }
+  }
+
+  #writeRegister(offset: number, value: number): void {
+    const register = QUEUE_REGISTERS.get(offset);
+    const queue = this.#machine.queues.select;
+    if (register !== undefined) this.device.tracer?.emit({ kind: "queue", queue, register, value });
+    this.#registers.get(offset)?.write?.(value);
   }
 
   /** The machine is reset: all that the driver told the device is forgotten. */

@@ -5,6 +5,7 @@ import {
   QUEUE_DEVICE_LOW,
   QUEUE_DRIVER_HIGH,
   QUEUE_DRIVER_LOW,
+  type QueueRegisters,
 } from "../../device/queue-registers.ts";
 import type { StatusMachine } from "../../device/status-machine.ts";
 import {
@@ -31,6 +32,7 @@ import {
   VIRTIO_PCI_COMMON_SIZE,
   VIRTIO_PCI_COMMON_STATUS,
 } from "../../spec/pci.ts";
+import type { TraceEvent } from "../../trace/types.ts";
 import { type Field, RegisterFields } from "./register-fields.ts";
 
 /** Which MSI-X vector stands for which event. All are unmapped at reset (device: MSI-X Vector Configuration). */
@@ -62,7 +64,10 @@ export class VectorMap {
  */
 export class CommonConfig extends RegisterFields {
   constructor(machine: StatusMachine, vectors: VectorMap) {
-    super(VIRTIO_PCI_COMMON_SIZE, [...deviceFields(machine, vectors), ...queueFields(machine, vectors)]);
+    super(machine.device, VIRTIO_PCI_COMMON_SIZE, [
+      ...deviceFields(machine, vectors),
+      ...queueFields(machine, vectors),
+    ]);
   }
 }
 
@@ -110,14 +115,20 @@ function deviceFields(machine: StatusMachine, vectors: VectorMap): Field[] {
   ];
 }
 
+/** A write to a register of the selected queue, for traces. */
+export function tracedQueue(queues: QueueRegisters, register: string): (value: number) => TraceEvent {
+  return (value) => ({ kind: "queue", queue: queues.select, register, value });
+}
+
 // queue_notif_config_data and the administration queue's fields belong to features that are not offered: they read 0.
 function queueFields(machine: StatusMachine, vectors: VectorMap): Field[] {
   const { queues } = machine;
-  const address = (offset: number, half: number): Field => ({
+  const address = (offset: number, half: number, name: string): Field => ({
     offset,
     size: 4,
     read: () => queues.address(half),
     write: (value) => queues.writeAddress(half, value),
+    trace: tracedQueue(queues, name),
   });
   return [
     {
@@ -133,6 +144,7 @@ function queueFields(machine: StatusMachine, vectors: VectorMap): Field[] {
       size: 2,
       read: () => queues.size,
       write: (value) => queues.writeSize(value),
+      trace: tracedQueue(queues, "queue_size"),
     },
     {
       offset: VIRTIO_PCI_COMMON_Q_MSIX,
@@ -141,29 +153,32 @@ function queueFields(machine: StatusMachine, vectors: VectorMap): Field[] {
       write: (value) => {
         if (queues.select < queues.count) vectors.queues[queues.select] = vectors.valid(value);
       },
+      trace: tracedQueue(queues, "queue_msix_vector"),
     },
     {
       offset: VIRTIO_PCI_COMMON_Q_ENABLE,
       size: 2,
       read: () => (queues.enabled ? 1 : 0),
       write: (value) => queues.writeEnable(value),
+      trace: tracedQueue(queues, "queue_enable"),
     },
     {
       offset: VIRTIO_PCI_COMMON_Q_NOFF,
       size: 2,
       read: () => (queues.select < queues.count ? queues.select : 0),
     },
-    address(VIRTIO_PCI_COMMON_Q_DESCLO, QUEUE_DESC_LOW),
-    address(VIRTIO_PCI_COMMON_Q_DESCHI, QUEUE_DESC_HIGH),
-    address(VIRTIO_PCI_COMMON_Q_AVAILLO, QUEUE_DRIVER_LOW),
-    address(VIRTIO_PCI_COMMON_Q_AVAILHI, QUEUE_DRIVER_HIGH),
-    address(VIRTIO_PCI_COMMON_Q_USEDLO, QUEUE_DEVICE_LOW),
-    address(VIRTIO_PCI_COMMON_Q_USEDHI, QUEUE_DEVICE_HIGH),
+    address(VIRTIO_PCI_COMMON_Q_DESCLO, QUEUE_DESC_LOW, "queue_desc"),
+    address(VIRTIO_PCI_COMMON_Q_DESCHI, QUEUE_DESC_HIGH, "queue_desc+4"),
+    address(VIRTIO_PCI_COMMON_Q_AVAILLO, QUEUE_DRIVER_LOW, "queue_driver"),
+    address(VIRTIO_PCI_COMMON_Q_AVAILHI, QUEUE_DRIVER_HIGH, "queue_driver+4"),
+    address(VIRTIO_PCI_COMMON_Q_USEDLO, QUEUE_DEVICE_LOW, "queue_device"),
+    address(VIRTIO_PCI_COMMON_Q_USEDHI, QUEUE_DEVICE_HIGH, "queue_device+4"),
     {
       offset: VIRTIO_PCI_COMMON_Q_RESET,
       size: 2,
       read: () => (queues.resetting ? 1 : 0),
       write: (value) => queues.writeReset(value),
+      trace: tracedQueue(queues, "queue_reset"),
     },
   ];
 }

@@ -16,7 +16,7 @@ import {
   VIRTIO_PCI_STATUS,
 } from "../../spec/pci.ts";
 import { VIRTQ_LEGACY_ALIGN } from "../../spec/ring.ts";
-import type { VectorMap } from "./common-config.ts";
+import { tracedQueue, type VectorMap } from "./common-config.ts";
 import type { AccessSize } from "./function.ts";
 import { type Field, RegisterFields } from "./register-fields.ts";
 
@@ -41,8 +41,8 @@ export class LegacyHeader {
   constructor(machine: StatusMachine, vectors: VectorMap, hooks: LegacyHeaderHooks) {
     this.#machine = machine;
     this.#hooks = hooks;
-    this.#header = new RegisterFields(VIRTIO_PCI_LEGACY_CONFIG, headerFields(machine, hooks));
-    this.#vectors = new RegisterFields(VIRTIO_PCI_LEGACY_CONFIG_MSIX, vectorFields(machine, vectors));
+    this.#header = new RegisterFields(machine.device, VIRTIO_PCI_LEGACY_CONFIG, headerFields(machine, hooks));
+    this.#vectors = new RegisterFields(machine.device, VIRTIO_PCI_LEGACY_CONFIG_MSIX, vectorFields(machine, vectors));
   }
 
   /** Bytes that the BAR needs for a configuration of `configSize` bytes: a power of two. */
@@ -87,6 +87,7 @@ function headerFields(machine: StatusMachine, hooks: LegacyHeaderHooks): Field[]
       write: (value) => {
         if (machine.useLegacy()) queues.writePage(value, VIRTIO_PCI_LEGACY_PAGE, VIRTQ_LEGACY_ALIGN);
       },
+      trace: tracedQueue(queues, "QUEUE_PFN"),
     },
     // There is no way to choose the size.
     { offset: VIRTIO_PCI_QUEUE_NUM, size: 2, read: () => queues.size },
@@ -132,6 +133,7 @@ function vectorFields(machine: StatusMachine, vectors: VectorMap): Field[] {
       write: (value) => {
         if (queues.select < queues.count) vectors.queues[queues.select] = vectors.valid(value);
       },
+      trace: tracedQueue(queues, "QUEUE_VECTOR"),
     },
   ];
 }

@@ -1,4 +1,10 @@
+import type { TraceEvent, Tracer } from "../../trace/types.ts";
 import type { AccessSize } from "./function.ts";
+
+/** Whose registers they are. */
+interface Traced {
+  readonly tracer: Tracer | undefined;
+}
 
 /** One register. */
 export interface Field {
@@ -7,6 +13,8 @@ export interface Field {
   readonly read: () => number;
   /** Missing where the driver may only read. */
   readonly write?: (value: number) => void;
+  /** What a trace says of a write; nothing unless said. */
+  readonly trace?: (value: number) => TraceEvent;
 }
 
 /**
@@ -17,9 +25,14 @@ export class RegisterFields {
   readonly #fields: readonly Field[];
   /** Index of the field at each byte, or -1. */
   readonly #at: Int8Array;
+  readonly #traced: Traced;
 
-  /** @param size bytes of all registers together; outside of them reads give 0 */
-  constructor(size: number, fields: readonly Field[]) {
+  /**
+   * @param traced has the tracer, if there is one
+   * @param size bytes of all registers together; outside of them reads give 0
+   */
+  constructor(traced: Traced, size: number, fields: readonly Field[]) {
+    this.#traced = traced;
     this.#fields = fields;
     this.#at = new Int8Array(size).fill(-1);
     fields.forEach((field, i) => {
@@ -46,9 +59,14 @@ export class RegisterFields {
       const from = offset + done - field.offset;
       const count = Math.min(field.size - from, size - done);
       const part = Math.floor(value / 2 ** (8 * done)) % 2 ** (8 * count);
-      field.write?.(count === field.size ? part : merge(field.read(), from, count, part));
+      this.#write(field, count === field.size ? part : merge(field.read(), from, count, part));
       done += count;
     }
+  }
+
+  #write(field: Field, value: number): void {
+    if (field.trace !== undefined) this.#traced.tracer?.emit(field.trace(value));
+    field.write?.(value);
   }
 
   #byte(offset: number): number {

@@ -30,6 +30,7 @@ import {
   VIRTIO_PCI_NOTIFY_CAP_MULT,
   VIRTIO_PCI_VENDOR_ID,
 } from "../../spec/pci.ts";
+import type { InterruptEvent } from "../../trace/types.ts";
 import { classCodeOf } from "./class-codes.ts";
 import { CommonConfig, VectorMap } from "./common-config.ts";
 import { PciEndpoint, type PciIdentity } from "./endpoint.ts";
@@ -254,14 +255,15 @@ export class VirtioPciDevice extends PciEndpoint {
   }
 
   #queueInterrupt(index: number): void {
-    this.#interrupt(VIRTIO_PCI_ISR_QUEUE, this.#vectors.queues[index] ?? VIRTIO_MSI_NO_VECTOR);
+    this.#interrupt(VIRTIO_PCI_ISR_QUEUE, this.#vectors.queues[index] ?? VIRTIO_MSI_NO_VECTOR, index);
   }
 
-  #interrupt(cause: number, vector: number): void {
+  #interrupt(cause: number, vector: number, queue?: number): void {
     const msix = this.msix;
     // A configuration change shows in the ISR status either way, a queue only without MSI-X (device: ISR status capability #2, #3).
     const useMsix = msix?.enabled === true;
     if (!useMsix || cause === VIRTIO_PCI_ISR_CONFIG) this.#isr |= cause;
+    this.device.tracer?.emit(interruptEvent(queue, useMsix, vector));
     if (!useMsix) this.requestIntx(true);
     else if (vector !== VIRTIO_MSI_NO_VECTOR) msix.notify(vector);
   }
@@ -280,6 +282,14 @@ export class VirtioPciDevice extends PciEndpoint {
     this.#isr = 0;
     this.requestIntx(false);
   }
+}
+
+/** An interrupt as traces show it. */
+function interruptEvent(queue: number | undefined, useMsix: boolean, vector: number): InterruptEvent {
+  const what = queue === undefined ? {} : { queue };
+  if (!useMsix) return { kind: "interrupt", ...what, by: "intx" };
+  if (vector === VIRTIO_MSI_NO_VECTOR) return { kind: "interrupt", ...what, by: "none" };
+  return { kind: "interrupt", ...what, by: "msix", vector };
 }
 
 function identityOf(device: DeviceCore, options: VirtioPciOptions): PciIdentity {
