@@ -20,6 +20,9 @@ export class ConfigSpace {
   #generation = 0;
   /** Changed since the driver last read a field or the generation. */
   #changed = false;
+  /** What the driver sees while the device is suspended. */
+  #held: Uint8Array | undefined;
+  #heldChange = false;
 
   constructor(size: number, listener: ConfigListener) {
     this.size = size;
@@ -47,28 +50,53 @@ export class ConfigSpace {
   /** Changes fields from the device's side: a new generation, and a notification of the driver. */
   update(change: (view: DataView) => void): void {
     change(this.view);
+    if (this.#held !== undefined) {
+      this.#heldChange = true;
+      return;
+    }
     this.#changed = true;
     this.#listener.changed();
+  }
+
+  /** Until {@link release} the driver sees what is there now, is told of no change, and writes nothing. */
+  hold(): void {
+    this.#held ??= this.#bytes.slice();
+  }
+
+  /** The driver sees the changes since {@link hold}, and is told if there were any. */
+  release(): void {
+    const changed = this.#heldChange;
+    this.forget();
+    if (changed) this.update(() => undefined);
+  }
+
+  /** As {@link release}, but the driver is told nothing: the device was reset. */
+  forget(): void {
+    this.#held = undefined;
+    this.#heldChange = false;
   }
 
   /** Little-endian value of 1, 2 or 4 bytes at any offset. */
   read(offset: number, size: number): number {
     this.#seen();
+    const bytes = this.#held ?? this.#bytes;
     let value = 0;
-    for (let i = size - 1; i >= 0; i--) value = value * 256 + (this.#bytes[offset + i] ?? 0);
+    for (let i = size - 1; i >= 0; i--) value = value * 256 + (bytes[offset + i] ?? 0);
     return value;
   }
 
   /** Copies a range out, clamped; returns how many bytes exist there. */
   readBytes(offset: number, into: Uint8Array): number {
     this.#seen();
-    const part = this.#bytes.subarray(Math.min(offset, this.size), Math.min(offset + into.length, this.size));
+    const bytes = this.#held ?? this.#bytes;
+    const part = bytes.subarray(Math.min(offset, this.size), Math.min(offset + into.length, this.size));
     into.set(part);
     return part.length;
   }
 
   /** A driver's write of 1, 2 or 4 bytes; bytes that are not writable keep their value. */
   write(offset: number, size: number, value: number): void {
+    if (this.#held !== undefined) return;
     let wrote = false;
     for (let i = 0; i < size; i++) {
       if (this.#writable[offset + i] !== 1) continue;

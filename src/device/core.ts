@@ -11,6 +11,7 @@ import {
   VIRTIO_F_NOTIFY_ON_EMPTY,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_RING_RESET,
+  VIRTIO_F_SUSPEND,
   VIRTIO_F_VERSION_1,
 } from "../spec/features.ts";
 import type { Tracer } from "../trace/types.ts";
@@ -29,7 +30,7 @@ import { checkSharedMemory, type SharedMemoryRegion } from "./shared-memory.ts";
 import { TracedQueue } from "./traced-queue.ts";
 import type { TransportPort } from "./transport-port.ts";
 
-/** The ring features that every device here can offer, because `virtqueue/` implements them. */
+/** The features that every device here can offer, because `virtqueue/` and this core implement them. */
 export const RING_FEATURES = FeatureSet.of(
   VIRTIO_F_VERSION_1,
   VIRTIO_F_INDIRECT_DESC,
@@ -38,6 +39,7 @@ export const RING_FEATURES = FeatureSet.of(
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_RING_RESET,
+  VIRTIO_F_SUSPEND,
 );
 
 /** Ring features offered unless the caller chooses others: those that drivers in the field use well. */
@@ -45,6 +47,7 @@ export const DEFAULT_RING_FEATURES = RING_FEATURES.without(
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_SUSPEND,
 );
 
 /** Feature bits that only the legacy interface shows: a modern driver must not see them (VIRTIO 1.4 §6.3). */
@@ -107,6 +110,7 @@ export abstract class DeviceCore {
   #broken: string | undefined;
   #quietUntil = Number.NEGATIVE_INFINITY;
   #servicing = 0;
+  #suspended = false;
 
   protected constructor(description: DeviceDescription) {
     this.name = description.name;
@@ -207,6 +211,7 @@ export abstract class DeviceCore {
       return queue.fault;
     }
     this.#queues[index] = running;
+    if (this.#suspended) running.suspend();
     this.onQueueStart(running);
     return undefined;
   }
@@ -236,6 +241,28 @@ export abstract class DeviceCore {
     await this.onDrain(index);
   }
 
+  /** The first half of a suspension (VIRTIO 1.4 §3.4): no more chains are taken; those in flight still become used. */
+  suspend(): void {
+    if (this.#suspended) return;
+    this.#suspended = true;
+    for (const running of this.#queues) running?.suspend();
+  }
+
+  /** The second half: from now on no ring is touched, and the driver sees no change of the configuration. */
+  freeze(): void {
+    for (const running of this.#queues) running?.freeze();
+    this.config.hold();
+  }
+
+  /** Goes on where {@link suspend} left off. What finished or changed meanwhile is told now. */
+  resume(): void {
+    if (!this.#suspended) return;
+    this.#suspended = false;
+    this.config.release();
+    for (const running of this.#queues) running?.resume();
+    for (let i = 0; i < this.#queues.length; i++) this.kick(i);
+  }
+
   /** The queue as it runs now, or undefined. */
   queue(index: number): RunningQueue | undefined {
     return this.#queues[index];
@@ -246,6 +273,8 @@ export abstract class DeviceCore {
     for (let i = 0; i < this.#queues.length; i++) this.stopQueue(i);
     this.#negotiated = FeatureSet.EMPTY;
     this.#broken = undefined;
+    this.#suspended = false;
+    this.config.forget();
     this.onReset();
   }
 
@@ -332,6 +361,8 @@ export abstract class DeviceCore {
           const goOn = this.onChains(running, batch);
           if (!running.live) return;
           running.publish();
+          // A driver may suspend the device from inside the notification.
+          if (running.queue !== queue) return;
           if (!(goOn || running.again) || this.#broken !== undefined) return;
           budget -= batch.count + (batch.segments + batch.walked) / DESCRIPTORS_PER_CHAIN;
           if (budget <= 0) {

@@ -1,7 +1,7 @@
 import { FeatureSet } from "../common/feature-set.ts";
 import { statusNames } from "../common/status-names.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
-import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_SUSPEND, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import {
   VIRTIO_CONFIG_S_ACKNOWLEDGE,
   VIRTIO_CONFIG_S_DRIVER,
@@ -9,6 +9,7 @@ import {
   VIRTIO_CONFIG_S_FAILED,
   VIRTIO_CONFIG_S_FEATURES_OK,
   VIRTIO_CONFIG_S_NEEDS_RESET,
+  VIRTIO_CONFIG_S_SUSPEND,
 } from "../spec/status.ts";
 import type { DeviceCore } from "./core.ts";
 import { QueueRegisters } from "./queue-registers.ts";
@@ -29,7 +30,7 @@ export interface StatusHooks {
   queueReset(index: number): void;
 }
 
-/** Bits that a driver sets; SUSPEND is never offered, NEEDS_RESET is the device's. */
+/** Bits that a driver sets for good; SUSPEND has rules of its own, NEEDS_RESET is the device's. */
 const DRIVER_BITS =
   VIRTIO_CONFIG_S_ACKNOWLEDGE |
   VIRTIO_CONFIG_S_DRIVER |
@@ -48,6 +49,7 @@ const DRIVER_BITS =
  * - DRIVER_OK without FEATURES_OK: the device does not go live and needs a reset;
  * - DRIVER_OK is cleared while the device is live: the driver believes that the device stopped and will use the memory
  *   for other things, so every queue stops, and the device needs a reset;
+ * - SUSPEND without VIRTIO_F_SUSPEND, or before DRIVER_OK: ignored;
  * - features written after FEATURES_OK, the geometry of an enabled queue, 0 written to queue_enable: ignored, counted.
  *
  * The legacy interface (VIRTIO 1.4 §3.1.2) is another set of registers over the same machine. The first write to it, before
@@ -69,6 +71,12 @@ export class StatusMachine implements TransportPort {
   #legacy = false;
   /** A legacy driver uses the device before DRIVER_OK. */
   #early = false;
+  /** A suspension is under way: SUSPEND was written, chains in flight are being finished. */
+  #suspending = false;
+  /** Device resets so far: a suspension that ends after one has nothing to do any more. */
+  #epoch = 0;
+  /** The device broke while it was suspended and may not say so yet. */
+  #configDue = false;
 
   constructor(device: DeviceCore, hooks: StatusHooks) {
     this.device = device;
@@ -150,6 +158,10 @@ export class StatusMachine implements TransportPort {
     }
     // A driver must wait until it reads 0; until then the device is not its own.
     if (this.#resetting) return;
+    if (this.#isSuspend(bits)) {
+      this.#suspend();
+      return;
+    }
     if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && (bits & VIRTIO_CONFIG_S_DRIVER_OK) === 0) {
       this.queues.stop();
       this.device.driverFault("the driver cleared DRIVER_OK without a reset", true);
@@ -158,7 +170,9 @@ export class StatusMachine implements TransportPort {
     this.#status |= set & ~(VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK);
     if ((set & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && !this.#legacy && this.#latchFeatures())
       this.#status |= VIRTIO_CONFIG_S_FEATURES_OK;
-    if ((set & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.#goLive();
+    if ((set & VIRTIO_CONFIG_S_DRIVER_OK) === 0) return;
+    if ((this.#status & VIRTIO_CONFIG_S_SUSPEND) !== 0) this.#resume();
+    else this.#goLive();
   }
 
   /**
@@ -205,6 +219,7 @@ export class StatusMachine implements TransportPort {
 
   notifyConfig(): void {
     if (this.#up) this.#hooks.configInterrupt();
+    else if ((this.#status & VIRTIO_CONFIG_S_SUSPEND) !== 0) this.#configDue = true;
   }
 
   notifyNeedsReset(_reason: string): void {
@@ -221,6 +236,43 @@ export class StatusMachine implements TransportPort {
       return false;
     }
     return this.device.setFeatures(features);
+  }
+
+  /** True for a write that asks a live device to suspend itself (device: Device Suspend #1). */
+  #isSuspend(bits: number): boolean {
+    const live = this.live && (this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0;
+    return live && (bits & VIRTIO_CONFIG_S_SUSPEND) !== 0 && this.device.features.has(VIRTIO_F_SUSPEND);
+  }
+
+  /** Takes no more chains, lets those in flight become used, and then shows SUSPEND in place of DRIVER_OK (VIRTIO 1.4 §3.4). */
+  #suspend(): void {
+    if (this.#suspending) return;
+    this.#suspending = true;
+    this.device.suspend();
+    const epoch = this.#epoch;
+    const ifStill = (then: () => void) => () => {
+      if (epoch === this.#epoch && !this.#resetting) then();
+    };
+    this.device.drain().then(
+      ifStill(() => this.#finishSuspend()),
+      ifStill(() => this.device.driverFault("the device could not be suspended", true)),
+    );
+  }
+
+  #finishSuspend(): void {
+    this.#suspending = false;
+    if ((this.#status & VIRTIO_CONFIG_S_NEEDS_RESET) !== 0) return;
+    this.device.freeze();
+    this.#status = (this.#status & ~VIRTIO_CONFIG_S_DRIVER_OK) | VIRTIO_CONFIG_S_SUSPEND;
+  }
+
+  #resume(): void {
+    if ((this.#status & VIRTIO_CONFIG_S_NEEDS_RESET) === 0) {
+      this.#status = (this.#status & ~VIRTIO_CONFIG_S_SUSPEND) | VIRTIO_CONFIG_S_DRIVER_OK;
+      this.device.resume();
+      this.queues.start();
+    } else if (this.#configDue) this.#hooks.configInterrupt();
+    this.#configDue = false;
   }
 
   #goLive(): void {
@@ -260,7 +312,11 @@ export class StatusMachine implements TransportPort {
   }
 
   #finishReset(): void {
-    if ((this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 || this.#early) this.device.driverReady(false);
+    const wasUp = VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_SUSPEND;
+    if ((this.#status & wasUp) !== 0 || this.#early) this.device.driverReady(false);
+    this.#epoch++;
+    this.#suspending = false;
+    this.#configDue = false;
     this.#legacy = false;
     this.#early = false;
     this.device.reset();

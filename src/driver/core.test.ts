@@ -9,136 +9,54 @@ import {
   VIRTIO_F_RING_RESET,
   VIRTIO_F_VERSION_1,
 } from "../spec/features.ts";
-import {
-  LOOP_CFG_VALUE,
-  LOOP_CFG_WRITABLE,
-  LOOP_DEVICE_ID,
-  LoopDevice,
-  LoopDriver,
-  nodeEnvironment,
-} from "../testing/loop-device.ts";
-import { LoopbackTransport } from "../transport/loopback/index.ts";
-import type { QueueConfig } from "../virtqueue/index.ts";
-import { type DriverContext, VirtioDriver } from "./core.ts";
+import { type Enabled, Scripted, setUpDriver } from "../testing/driver-rig.ts";
+import { LOOP_CFG_VALUE, LoopDevice, LoopDriver } from "../testing/loop-device.ts";
+import { statements } from "../testing/statements.ts";
+import { VirtioDriver } from "./core.ts";
 import { DmaAllocator, type DmaBuffer } from "./dma.ts";
 import { DRIVER_RING_FEATURES, negotiate } from "./features.ts";
-import type { DriverTransport } from "./transport.ts";
 import type { VirtQueue } from "./virtqueue.ts";
 
 const limit = { timeout: 10_000 };
+const STATUS = "driver: Basic Facilities of a Virtio Device / Device Status Field";
+const FEATURES = "driver: Basic Facilities of a Virtio Device / Feature Bits";
+const CONFIG = "driver: Basic Facilities of a Virtio Device / Device Configuration Space";
+const INIT = "driver: General Initialization And Device Operation / Device Initialization";
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
 
-interface Enabled {
-  readonly config: QueueConfig;
-  readonly interrupt: () => void;
-}
-
-/** A context on a loop device whose transport writes down every call that changes something, in order. */
-function setUp(device = new LoopDevice(), delivery: "deferred" | "direct" = "deferred") {
-  const environment = nodeEnvironment();
-  const memory = GuestMemory.allocate(1 << 20);
-  const dma = new DmaAllocator(memory, 4096, (1 << 20) - 4096);
-  const inner = new LoopbackTransport(device, { memory, environment, delivery });
-  const calls: string[] = [];
-  const enabled: Enabled[] = [];
-  const recorded = [
-    "reset",
-    "setStatus",
-    "setDriverFeatures",
-    "deviceFeatures",
-    "enableQueue",
-    "notify",
-    "writeConfig",
-  ];
-  const transport = new Proxy<DriverTransport>(inner, {
-    get(target, name: keyof DriverTransport) {
-      const member: unknown = Reflect.get(target, name, target);
-      if (typeof member !== "function") return member;
-      return (...args: unknown[]) => {
-        if (name === "enableQueue") enabled.push({ config: args[1] as QueueConfig, interrupt: args[2] as () => void });
-        if (recorded.includes(name)) calls.push(name === "setStatus" ? `status ${args[0]}` : name);
-        return member.apply(target, args);
-      };
-    },
-  });
-  const context: DriverContext = { transport, dma, environment };
-  return { device, dma, calls, enabled, inner, transport, context, free: dma.free };
-}
-
-/** A driver whose hooks a test fills in. */
-class Scripted extends VirtioDriver {
-  validate: (offered: FeatureSet) => FeatureSet = (features) => features;
-  setUp: (driver: Scripted) => void | Promise<void> = () => undefined;
-  readonly log: string[] = [];
-
-  constructor(context: DriverContext) {
-    super(context, { name: "scripted", deviceIds: [LOOP_DEVICE_ID], features: [] });
-  }
-  queue(index: number): VirtQueue {
-    return this.setUpQueue(index);
-  }
-  read(size: 1 | 2 | 4 | 8): number {
-    return this.readConfig(LOOP_CFG_VALUE, size);
-  }
-  fields<T>(read: () => T): T {
-    return this.readConfigFields(read);
-  }
-  write(value: number): void {
-    this.writeConfig(LOOP_CFG_WRITABLE, 4, value);
-  }
-  resetOf(queue: VirtQueue): Promise<void> {
-    return this.resetQueue(queue);
-  }
-  buffer(length: number): DmaBuffer {
-    return this.dma.alloc(length);
-  }
-  protected override onValidate(features: FeatureSet): FeatureSet {
-    return this.validate(features);
-  }
-  protected override onSetUp(): void | Promise<void> {
-    return this.setUp(this);
-  }
-  protected override onUsed(_queue: VirtQueue, token: number, written: number): void {
-    this.log.push(`used ${token} ${written}`);
-  }
-  protected override onUnused(_queue: VirtQueue, token: number): void {
-    this.log.push(`unused ${token}`);
-  }
-  protected override onTearDown(): void {
-    this.log.push("torn down");
-  }
-}
-
-// driver: General Initialization And Device Operation / Device Initialization #1, #5
-test("bring-up in the order of the spec; kicks wait for DRIVER_OK", limit, async () => {
-  const { calls, context } = setUp();
-  const driver = new Scripted(context);
-  driver.setUp = () => {
-    const queue = driver.queue(0);
-    queue.add({ address: Float64Array.of(driver.buffer(8).address), length: Uint32Array.of(8) }, 0, 0, 1, 7);
-    queue.kick();
-    queue.kick();
-    driver.write(1);
-  };
-  await driver.start();
-  assert.deepEqual(calls, [
-    "reset",
-    "status 1",
-    "status 3",
-    "deviceFeatures",
-    "setDriverFeatures",
-    "status 11",
-    "enableQueue",
-    "writeConfig",
-    "status 15",
-    "notify",
-  ]);
-  while (driver.log.length === 0) await turn();
-  assert.deepEqual(driver.log, ["used 7 0"]);
-});
+test(
+  statements("bring-up in the order of the spec; kicks wait for DRIVER_OK", `${INIT} #1`, `${INIT} #5`, `${STATUS} #1`),
+  limit,
+  async () => {
+    const { calls, context } = setUpDriver();
+    const driver = new Scripted(context);
+    driver.setUp = () => {
+      const queue = driver.queue(0);
+      queue.add({ address: Float64Array.of(driver.buffer(8).address), length: Uint32Array.of(8) }, 0, 0, 1, 7);
+      queue.kick();
+      queue.kick();
+      driver.write(1);
+    };
+    await driver.start();
+    assert.deepEqual(calls, [
+      "reset",
+      "status 1",
+      "status 3",
+      "deviceFeatures",
+      "setDriverFeatures",
+      "status 11",
+      "enableQueue",
+      "writeConfig",
+      "status 15",
+      "notify",
+    ]);
+    while (driver.log.length === 0) await turn();
+    assert.deepEqual(driver.log, ["used 7 0"]);
+  },
+);
 
 test("what the device uses while DRIVER_OK is being set is not lost", limit, async () => {
-  const { context } = setUp(new LoopDevice(), "direct");
+  const { context } = setUpDriver(new LoopDevice(), "direct");
   const driver = new Scripted(context);
   driver.setUp = () => {
     const sg = { address: Float64Array.of(driver.buffer(8).address), length: Uint32Array.of(8) };
@@ -149,53 +67,65 @@ test("what the device uses while DRIVER_OK is being set is not lost", limit, asy
   assert.deepEqual(driver.log, ["used 7 0"]);
 });
 
-// driver: General Initialization And Device Operation / Device Initialization #2
-test("before FEATURES_OK the configuration is only read, and queues are not set up", limit, async () => {
-  const { context } = setUp();
-  const driver = new Scripted(context);
-  driver.validate = (features) => {
-    assert.equal(driver.read(4), 0x89abcdef);
-    assert.throws(() => driver.write(1), { code: "ERR_VIRTKIT_DRIVER_STATE" });
-    assert.throws(() => driver.queue(0), { code: "ERR_VIRTKIT_DRIVER_STATE" });
-    return features;
-  };
-  await driver.start();
-  await assert.rejects(driver.start(), { code: "ERR_VIRTKIT_DRIVER_STATE" });
-});
+test(
+  statements("before FEATURES_OK the configuration is only read, and queues are not set up", `${INIT} #2`),
+  limit,
+  async () => {
+    const { context } = setUpDriver();
+    const driver = new Scripted(context);
+    driver.validate = (features) => {
+      assert.equal(driver.read(4), 0x89abcdef);
+      assert.throws(() => driver.write(1), { code: "ERR_VIRTKIT_DRIVER_STATE" });
+      assert.throws(() => driver.queue(0), { code: "ERR_VIRTKIT_DRIVER_STATE" });
+      return features;
+    };
+    await driver.start();
+    await assert.rejects(driver.start(), { code: "ERR_VIRTKIT_DRIVER_STATE" });
+  },
+);
 
 test("onValidate may take features away and add none", limit, async () => {
-  const { context, device } = setUp();
+  const { context, device } = setUpDriver();
   const driver = new Scripted(context);
   driver.validate = (features) => features.without(VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET);
   driver.setUp = () => void driver.queue(0);
   await driver.start();
   assert.equal(device.features.has(VIRTIO_F_RING_PACKED), false);
   await assert.rejects(driver.resetOf(driver.queues[0] as VirtQueue), { code: "ERR_VIRTKIT_FEATURES" });
-  const greedy = new Scripted(setUp().context);
+  const greedy = new Scripted(setUpDriver().context);
   greedy.validate = (features) => features.with(0);
   await assert.rejects(greedy.start(), { code: "ERR_VIRTKIT_FEATURES" });
 });
 
-// driver: Basic Facilities of a Virtio Device / Feature Bits #6
-test("a set-up that fails: device reset, memory back, FAILED; a new start is possible", limit, async () => {
-  const { calls, context, dma, free, inner } = setUp();
-  const driver = new Scripted(context);
-  driver.setUp = () => {
-    driver.queue(0);
-    throw new Error("no room on this shelf");
-  };
-  await assert.rejects(driver.start(), /no room on this shelf/);
-  assert.deepEqual(calls.slice(-2), ["reset", "status 129"]);
-  assert.deepEqual([driver.state, inner.getStatus(), dma.free], ["failed", 129, free]);
-  assert.deepEqual(driver.log, ["torn down"]);
-  driver.setUp = () => void driver.queue(0);
-  await driver.start();
-  assert.equal(driver.state, "ready");
-});
+test(
+  statements(
+    "a set-up that fails: device reset, memory back, FAILED, and nothing more; a new start begins with a reset",
+    `${INIT} #4`,
+    `${STATUS} #3`,
+  ),
+  limit,
+  async () => {
+    const { calls, context, dma, free, inner } = setUpDriver();
+    const driver = new Scripted(context);
+    driver.setUp = () => {
+      driver.queue(0);
+      throw new Error("no room on this shelf");
+    };
+    await assert.rejects(driver.start(), /no room on this shelf/);
+    assert.deepEqual(calls.slice(-3), ["enableQueue", "reset", "status 129"]);
+    assert.deepEqual([driver.state, inner.getStatus(), dma.free], ["failed", 129, free]);
+    assert.deepEqual(driver.log, ["torn down"]);
+    driver.setUp = () => void driver.queue(0);
+    calls.length = 0;
+    await driver.start();
+    assert.equal(driver.state, "ready");
+    assert.deepEqual(calls.slice(0, 2), ["reset", "status 1"]);
+  },
+);
 
 test("a queue that the device does not have, or that is set up already", limit, async () => {
   for (const indices of [[2], [0, 0]]) {
-    const driver = new Scripted(setUp().context);
+    const driver = new Scripted(setUpDriver().context);
     driver.setUp = () => {
       for (const index of indices) driver.queue(index);
     };
@@ -204,7 +134,7 @@ test("a queue that the device does not have, or that is set up already", limit, 
 });
 
 test("a driver of another device type is refused", limit, () => {
-  const { context } = setUp();
+  const { context } = setUpDriver();
   class Other extends VirtioDriver {
     constructor() {
       super(context, { name: "other", deviceIds: [1], features: [] });
@@ -214,9 +144,8 @@ test("a driver of another device type is refused", limit, () => {
   assert.throws(() => new Other(), { code: "ERR_VIRTKIT_DEVICE_ID" });
 });
 
-// driver: Basic Facilities of a Virtio Device / Device Configuration Space #1
-test("fields that change while they are read are read again", limit, async () => {
-  const { context, device } = setUp();
+test(statements("fields that change while they are read are read again", `${CONFIG} #1`), limit, async () => {
+  const { context, device } = setUpDriver();
   const driver = new Scripted(context);
   await driver.start();
   let reads = 0;
@@ -230,7 +159,7 @@ test("fields that change while they are read are read again", limit, async () =>
 });
 
 test("buffers that the device never used come back when the driver is removed", limit, async () => {
-  const { context, device, dma, free } = setUp();
+  const { context, device, dma, free } = setUpDriver();
   const driver = new Scripted(context);
   driver.setUp = () => void driver.queue(1);
   await driver.start();
@@ -255,7 +184,7 @@ test("buffers that the device never used come back when the driver is removed", 
 });
 
 test("chains that never fit are refused, and do not hold up others", limit, async () => {
-  const { context, device } = setUp();
+  const { context, device } = setUpDriver();
   const driver = new Scripted(context);
   driver.setUp = () => void driver.queue(1);
   await driver.start();
@@ -278,7 +207,7 @@ test("chains that never fit are refused, and do not hold up others", limit, asyn
 });
 
 test("transfers wait in line: a short one does not pass a long one that has no room yet", limit, async () => {
-  const { context, device } = setUp();
+  const { context, device } = setUpDriver();
   const driver = new Scripted(context);
   driver.validate = (features) => features.without(VIRTIO_F_INDIRECT_DESC);
   driver.setUp = () => void driver.queue(1);
@@ -305,7 +234,7 @@ test("transfers wait in line: a short one does not pass a long one that has no r
 });
 
 test("a device that breaks the driver's rings is reset", limit, async () => {
-  const { context, enabled } = setUp();
+  const { context, enabled } = setUpDriver();
   const driver = new LoopDriver({ ...context, ringFeatures: FeatureSet.EMPTY });
   await driver.start();
   const { config, interrupt } = enabled[0] as Enabled;
@@ -319,7 +248,7 @@ test("a device that breaks the driver's rings is reset", limit, async () => {
 });
 
 test("a device that breaks after each start is given up", limit, async () => {
-  const { context, device, inner } = setUp();
+  const { context, device, inner } = setUpDriver();
   class Doomed extends LoopDriver {
     protected override onReady(): void {
       super.onReady();
@@ -333,35 +262,47 @@ test("a device that breaks after each start is given up", limit, async () => {
   assert.equal(inner.getStatus() & 128, 128);
 });
 
-test("feature tables: only what is declared, offered, and has what it requires", limit, () => {
-  const bit = fc.nat(12);
-  const entry = fc.record({ bit, requires: fc.array(bit, { maxLength: 2 }) });
-  const property = fc.property(
-    fc.uniqueArray(entry, { selector: (e) => e.bit }),
-    fc.uniqueArray(bit),
-    (table, offeredBits) => {
-      const offered = FeatureSet.of(VIRTIO_F_VERSION_1, 30, ...offeredBits);
-      const accepted = negotiate(table, DRIVER_RING_FEATURES, offered);
-      assert.ok(accepted.isSubsetOf(offered));
-      assert.ok(accepted.has(VIRTIO_F_VERSION_1) && !accepted.has(30));
-      for (const feature of accepted) {
-        const declared = table.find((e) => e.bit === feature);
-        assert.ok(feature === VIRTIO_F_VERSION_1 || declared !== undefined);
-        assert.ok(declared?.requires.every((other) => accepted.has(other)) ?? true);
-      }
-      // Nothing was left out that could have been kept.
-      for (const e of table) if (offered.has(e.bit) && e.requires.length === 0) assert.ok(accepted.has(e.bit));
-    },
-  );
-  fc.assert(property);
-  assert.throws(
-    () => negotiate([{ bit: 3, mandatory: true }], DRIVER_RING_FEATURES, FeatureSet.of(VIRTIO_F_VERSION_1)),
-    {
-      code: "ERR_VIRTKIT_FEATURES",
-      message: /feature bit 3/,
-    },
-  );
-});
+test(
+  statements(
+    "feature tables: only what is declared, offered, and has what it requires; other bits do no harm",
+    `${FEATURES} #1`,
+    `${FEATURES} #2`,
+    `${FEATURES} #3`,
+    `${FEATURES} #4`,
+    `${FEATURES} #5`,
+    `${FEATURES} #7`,
+  ),
+  limit,
+  () => {
+    const bit = fc.nat(12);
+    const entry = fc.record({ bit, requires: fc.array(bit, { maxLength: 2 }) });
+    const property = fc.property(
+      fc.uniqueArray(entry, { selector: (e) => e.bit }),
+      fc.uniqueArray(bit),
+      (table, offeredBits) => {
+        const offered = FeatureSet.of(VIRTIO_F_VERSION_1, 30, ...offeredBits);
+        const accepted = negotiate(table, DRIVER_RING_FEATURES, offered);
+        assert.ok(accepted.isSubsetOf(offered));
+        assert.ok(accepted.has(VIRTIO_F_VERSION_1) && !accepted.has(30));
+        for (const feature of accepted) {
+          const declared = table.find((e) => e.bit === feature);
+          assert.ok(feature === VIRTIO_F_VERSION_1 || declared !== undefined);
+          assert.ok(declared?.requires.every((other) => accepted.has(other)) ?? true);
+        }
+        // Nothing was left out that could have been kept.
+        for (const e of table) if (offered.has(e.bit) && e.requires.length === 0) assert.ok(accepted.has(e.bit));
+      },
+    );
+    fc.assert(property);
+    assert.throws(
+      () => negotiate([{ bit: 3, mandatory: true }], DRIVER_RING_FEATURES, FeatureSet.of(VIRTIO_F_VERSION_1)),
+      {
+        code: "ERR_VIRTKIT_FEATURES",
+        message: /feature bit 3/,
+      },
+    );
+  },
+);
 
 test("DMA memory: aligned, zeroed, never handed out twice, all of it comes back", { timeout: 30_000 }, () => {
   const step = fc.record({

@@ -1,7 +1,7 @@
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
 import { FeatureSet } from "../common/feature-set.ts";
-import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_SUSPEND, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import {
   VIRTIO_CONFIG_S_ACKNOWLEDGE,
   VIRTIO_CONFIG_S_DRIVER,
@@ -9,6 +9,7 @@ import {
   VIRTIO_CONFIG_S_FAILED,
   VIRTIO_CONFIG_S_FEATURES_OK,
   VIRTIO_CONFIG_S_NEEDS_RESET,
+  VIRTIO_CONFIG_S_SUSPEND,
 } from "../spec/status.ts";
 import type { QueueFault } from "../virtqueue/index.ts";
 import type { DmaAllocator } from "./dma.ts";
@@ -44,12 +45,16 @@ export type DriverState =
   | "starting"
   /** DRIVER_OK is set. */
   | "ready"
+  /** From the write of SUSPEND on, until the device runs again. */
+  | "suspended"
   /** The device, or a queue, broke; a new start is under way or, if that failed, was given up. */
   | "needs-reset"
   /** Bring-up failed; FAILED is set. */
   | "failed"
   | "removed";
 
+/** How long a device may take to suspend itself or to go on, in milliseconds. */
+const SUSPEND_TIMEOUT = 30_000;
 /** Restarts in a row after DEVICE_NEEDS_RESET, without any buffer used in between, before the driver gives up. */
 const MAX_RESTARTS = 3;
 
@@ -75,6 +80,8 @@ export abstract class VirtioDriver {
   /** True from FEATURES_OK on: the configuration may be written, queues may be set up. */
   #configurable = false;
   #restarts = 0;
+  /** The configuration changed while the device was suspended. */
+  #configPending = false;
   #tail: Promise<void> = Promise.resolve();
 
   protected constructor(context: DriverContext, description: DriverDescription) {
@@ -123,6 +130,40 @@ export abstract class VirtioDriver {
       this.#mustNotBeRemoved();
       await this.#takeDown();
       await this.#bringUp();
+    });
+  }
+
+  /**
+   * Suspends the device (VIRTIO 1.4 §3.4); resolves when it is. What is sent until {@link resume} waits, and the configuration cannot
+   * be written.
+   * @throws ERR_VIRTKIT_FEATURES when VIRTIO_F_SUSPEND was not negotiated, ERR_VIRTKIT_DRIVER_STATE when the driver is not ready, or
+   * the device needs a reset instead
+   */
+  suspend(): Promise<void> {
+    return this.#serially(async () => {
+      if (!this.#features.has(VIRTIO_F_SUSPEND))
+        throw new VirtkitError("ERR_VIRTKIT_FEATURES", `${this.name}: VIRTIO_F_SUSPEND was not negotiated`);
+      this.#mustBe("ready", "suspended");
+      this.#state = "suspended";
+      this.#addStatus(VIRTIO_CONFIG_S_SUSPEND);
+      await this.#becomes(VIRTIO_CONFIG_S_SUSPEND, VIRTIO_CONFIG_S_DRIVER_OK);
+    });
+  }
+
+  /**
+   * Lets a suspended device go on, and sends what waited.
+   * @throws ERR_VIRTKIT_DRIVER_STATE when the driver is not suspended, or the device needs a reset instead
+   */
+  resume(): Promise<void> {
+    return this.#serially(async () => {
+      this.#mustBe("suspended", "resumed");
+      this.#addStatus(VIRTIO_CONFIG_S_DRIVER_OK);
+      await this.#becomes(VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_SUSPEND);
+      this.#state = "ready";
+      for (const queue of this.#queues) queue?.kick();
+      if (!this.#configPending) return;
+      this.#configPending = false;
+      this.onConfigChanged();
     });
   }
 
@@ -234,10 +275,12 @@ export abstract class VirtioDriver {
     throw new VirtkitError("ERR_VIRTKIT_CONFIG", `${this.name}: the configuration does not stop changing`);
   }
 
-  /** Writes a field; from {@link onSetUp} on (driver: Device Initialization #2). */
+  /** Writes a field; from {@link onSetUp} on (driver: Device Initialization #2), and not while the device is suspended. */
   protected writeConfig(offset: number, size: 1 | 2 | 4, value: number): void {
     if (!this.#configurable)
       throw new VirtkitError("ERR_VIRTKIT_DRIVER_STATE", `${this.name}: the configuration is written from onSetUp on`);
+    if (this.#state === "suspended")
+      throw new VirtkitError("ERR_VIRTKIT_DRIVER_STATE", `${this.name}: the device is suspended; resume it first`);
     this.#transport.writeConfig(offset, size, value);
   }
 
@@ -286,6 +329,7 @@ export abstract class VirtioDriver {
     const wasUp = this.#configurable;
     this.#configurable = false;
     this.#heldKicks.clear();
+    this.#configPending = false;
     if (this.#state !== "down") await this.#transport.reset();
     this.#state = "down";
     for (const queue of this.#queues) queue?.close();
@@ -312,7 +356,7 @@ export abstract class VirtioDriver {
     const config = queue.open(entries, driverQueueFeatures(this.#features), options.indirectEntries);
     try {
       this.#transport.enableQueue(queue.index, config, () => {
-        if (queue.live && (this.#state === "ready" || this.#state === "needs-reset")) this.onInterrupt(queue);
+        if (queue.live && this.#isUp) this.onInterrupt(queue);
       });
     } catch (error) {
       queue.close();
@@ -324,6 +368,7 @@ export abstract class VirtioDriver {
     return {
       environment: this.environment,
       dma: this.dma,
+      isSuspended: () => this.#state === "suspended",
       notify: (index: number, data: number) => {
         // The driver MUST NOT send any buffer available notifications before DRIVER_OK (driver: Device Initialization #5).
         if (this.#state === "ready") this.#transport.notify(index, data);
@@ -338,19 +383,42 @@ export abstract class VirtioDriver {
     };
   }
 
+  /** DRIVER_OK was set, and the queues are there. */
+  get #isUp(): boolean {
+    return this.#state === "ready" || this.#state === "suspended" || this.#state === "needs-reset";
+  }
+
+  /** Reads the status again and again until the device shows `set` and not `clear`. */
+  async #becomes(set: number, clear: number): Promise<void> {
+    const { environment } = this;
+    const end = environment.now() + SUSPEND_TIMEOUT;
+    for (;;) {
+      const status = this.#transport.getStatus();
+      if ((status & VIRTIO_CONFIG_S_NEEDS_RESET) !== 0) {
+        this.#broken("the device needs a reset");
+        throw new VirtkitError("ERR_VIRTKIT_DRIVER_STATE", `${this.name}: the device needs a reset`);
+      }
+      if ((status & (set | clear)) === set) return;
+      if (environment.now() > end)
+        throw new VirtkitError("ERR_VIRTKIT_TIMEOUT", `${this.name}: the device status stays ${status}`);
+      await new Promise<void>((resolve) => environment.defer(resolve));
+    }
+  }
+
   #sendHeldKicks(): void {
     for (const [index, data] of [...this.#heldKicks]) this.#transport.notify(index, data);
     this.#heldKicks.clear();
   }
 
   #configInterrupt(): void {
-    if (this.#state !== "ready") return;
+    if (this.#state !== "ready" && this.#state !== "suspended") return;
     if ((this.#transport.getStatus() & VIRTIO_CONFIG_S_NEEDS_RESET) !== 0) this.#broken("the device needs a reset");
+    else if (this.#state === "suspended") this.#configPending = true;
     else this.onConfigChanged();
   }
 
   #broken(reason: string): void {
-    if (this.#state !== "ready") return;
+    if (this.#state !== "ready" && this.#state !== "suspended") return;
     this.#state = "needs-reset";
     this.environment.log.log("warn", `${this.name}: ${reason}`);
     if (!this.onNeedsReset(reason)) return;
@@ -370,6 +438,14 @@ export abstract class VirtioDriver {
 
   #addStatus(bit: number): void {
     this.#transport.setStatus(this.#transport.getStatus() | bit);
+  }
+
+  #mustBe(state: DriverState, what: string): void {
+    if (this.#state !== state)
+      throw new VirtkitError(
+        "ERR_VIRTKIT_DRIVER_STATE",
+        `${this.name} is ${this.#state}; it is ${what} when it is ${state}`,
+      );
   }
 
   #mustNotBeRemoved(): void {

@@ -8,6 +8,7 @@ import {
   VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_RING_RESET,
+  VIRTIO_F_SUSPEND,
   VIRTIO_F_VERSION_1,
 } from "../spec/features.ts";
 import type { QueueFeatures } from "../virtqueue/index.ts";
@@ -22,7 +23,7 @@ export interface DriverFeature {
   readonly mandatory?: boolean;
 }
 
-/** The ring features that the driver core can accept, because `virtqueue/` implements them. */
+/** The features that the driver core can accept whatever the device type, because `virtqueue/` and the core implement them. */
 export const DRIVER_RING_FEATURES = FeatureSet.of(
   VIRTIO_F_VERSION_1,
   VIRTIO_F_INDIRECT_DESC,
@@ -31,6 +32,7 @@ export const DRIVER_RING_FEATURES = FeatureSet.of(
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_RING_RESET,
+  VIRTIO_F_SUSPEND,
 );
 
 /** Those that exist without VERSION_1. */

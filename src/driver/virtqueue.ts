@@ -39,6 +39,8 @@ export const DEFAULT_INDIRECT_ENTRIES = 16;
 export interface VirtQueueHost {
   readonly environment: Environment;
   readonly dma: DmaAllocator;
+  /** The device is suspended: nothing may be made available to it. */
+  isSuspended(): boolean;
   /** Sends an available buffer notification; holds it back until DRIVER_OK. */
   notify(index: number, data: number): void;
   /** The device broke the queue. */
@@ -107,9 +109,13 @@ export class VirtQueue {
     return this.#ring?.add(sg, first, out, in_, token) ?? false;
   }
 
-  /** Shows the device what was added, and notifies it if it asked for that. Kicks before DRIVER_OK are sent then. */
+  /**
+   * Shows the device what was added, and notifies it if it asked for that. Kicks before DRIVER_OK are sent then; while the
+   * device is suspended nothing is shown, and the driver core does it afterwards.
+   */
   kick(): void {
     const ring = this.#ring;
+    if (this.#host.isSuspended()) return;
     if (ring?.publish()) this.#host.notify(this.index, ring.kickData());
   }
 
