@@ -1,11 +1,16 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { FeatureSet } from "../common/feature-set.ts";
+import { BlkDriver } from "../driver/blk.ts";
 import { GuestMemory } from "../memory/guest-memory.ts";
 import { VIRTIO_F_SUSPEND, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import { LOOP_CFG_VALUE, LOOP_CFG_WRITABLE, LOOP_COPYQ, LOOP_HOLDQ, LoopDevice } from "../testing/loop-device.ts";
+import { ManualBlockBackend } from "../testing/manual-block.ts";
 import { RawSplitRing } from "../testing/raw-ring.ts";
+import { createRig, RIG_CONFIGS, testEnvironment } from "../testing/rig.ts";
 import { statements } from "../testing/statements.ts";
+import { BlkDevice } from "./blk.ts";
+import { RING_FEATURES } from "./core.ts";
 import { QUEUE_DESC_LOW, QUEUE_DEVICE_LOW, QUEUE_DRIVER_LOW } from "./queue-registers.ts";
 import { StatusMachine } from "./status-machine.ts";
 
@@ -210,3 +215,28 @@ test("a suspended device can be reset, also while it is being suspended", limit,
     assert.equal(copy.usedIdx, 1);
   }
 });
+
+for (const config of RIG_CONFIGS.filter(({ ring }) => ring.has(VIRTIO_F_SUSPEND) && ring.has(VIRTIO_F_VERSION_1))) {
+  if (config.transport.endsWith("legacy")) continue;
+  test(`a disk is suspended and resumed under load (${config.transport})`, limit, async () => {
+    const backend = new ManualBlockBackend({ auto: "ordered" });
+    const device = new BlkDevice({ backend, environment: testEnvironment, ringFeatures: RING_FEATURES });
+    const rig = await createRig(device, BlkDriver.type, config);
+    for (let round = 0; round < 5; round++) {
+      const writes = Array.from({ length: 20 }, (_, i) =>
+        rig.driver.write(512 * i, new Uint8Array(512).fill(round + i)),
+      );
+      const suspended = rig.driver.suspend();
+      const late = Array.from({ length: 20 }, (_, i) => rig.driver.read(512 * i, 512));
+      await suspended;
+      const submitted = backend.log.length;
+      assert.equal(backend.waiting.length, 0);
+      for (let i = 0; i < 5; i++) await turn();
+      assert.equal(backend.log.length, submitted);
+      await rig.driver.resume();
+      await Promise.all(writes);
+      for (const [i, data] of (await Promise.all(late)).entries()) assert.equal(data[0], round + i);
+    }
+    await rig.close();
+  });
+}

@@ -282,15 +282,16 @@ test(
       (table, offeredBits) => {
         const offered = FeatureSet.of(VIRTIO_F_VERSION_1, 30, ...offeredBits);
         const accepted = negotiate(table, DRIVER_RING_FEATURES, offered);
-        assert.ok(accepted.isSubsetOf(offered));
-        assert.ok(accepted.has(VIRTIO_F_VERSION_1) && !accepted.has(30));
+        assert.ok(accepted.isSubsetOf(offered), "all offered");
+        assert.ok(accepted.has(VIRTIO_F_VERSION_1) && !accepted.has(30), "known ones");
         for (const feature of accepted) {
           const declared = table.find((e) => e.bit === feature);
-          assert.ok(feature === VIRTIO_F_VERSION_1 || declared !== undefined);
-          assert.ok(declared?.requires.every((other) => accepted.has(other)) ?? true);
+          assert.ok(feature === VIRTIO_F_VERSION_1 || declared !== undefined, "declared");
+          assert.ok(declared?.requires.every((other) => accepted.has(other)) ?? true, "with what it requires");
         }
         // Nothing was left out that could have been kept.
-        for (const e of table) if (offered.has(e.bit) && e.requires.length === 0) assert.ok(accepted.has(e.bit));
+        for (const e of table)
+          if (offered.has(e.bit) && e.requires.length === 0) assert.ok(accepted.has(e.bit), "kept");
       },
     );
     fc.assert(property);

@@ -10,10 +10,18 @@ const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
 
 const SUSPEND = "driver: General Initialization And Device Operation / Device Suspend";
 
+/** Notes in which state it is told of a change. */
+class NotingDriver extends LoopDriver {
+  protected override onConfigChanged(): void {
+    super.onConfigChanged();
+    this.events.push(this.state);
+  }
+}
+
 /** A loop driver whose device can be suspended; the calls of its transport from then on. */
 async function suspendable(delivery: "deferred" | "direct") {
   const rig = setUpDriver(new LoopDevice(), delivery);
-  const driver = new LoopDriver(rig.context);
+  const driver = new NotingDriver(rig.context);
   await driver.start();
   rig.calls.length = 0;
   return { ...rig, driver };
@@ -59,9 +67,9 @@ for (const delivery of ["deferred", "direct"] as const)
 
       await driver.resume();
       assert.deepEqual(await copied, Uint8Array.of(1, 2, 3));
-      while (driver.events.length < 3) await turn();
+      while (driver.events.length < 4) await turn();
       assert.deepEqual(calls, ["status 31", "status 31", "notify"]);
-      assert.deepEqual(driver.events, ["set up", "ready", "config"]);
+      assert.deepEqual(driver.events, ["set up", "ready", "config", "ready"]);
       driver.write(1);
     },
   );

@@ -22,6 +22,7 @@ test("the list has the nine parts, each with statements", CASE, () => {
 test("a name and its ids come back from what statements() made", CASE, () => {
   const name = statements("no buffer before DRIVER_OK", ID, OTHER);
   assert.deepEqual(parseTestName(name), { shows: "no buffer before DRIVER_OK", ids: [ID, OTHER] });
+  assert.deepEqual(parseTestName(`${statements("x", ID)} (pci; split)`), { shows: "x (pci; split)", ids: [ID] });
   assert.deepEqual(parseTestName("an index [0]"), { shows: "an index [0]", ids: [] });
 });
 

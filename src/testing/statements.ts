@@ -46,7 +46,7 @@ const readStatements = (): Map<string, Statement> => {
 /** All statements, by id, in the order of the specification. */
 export const STATEMENTS: ReadonlyMap<string, Statement> = readStatements();
 
-const BRACKETS = /\[((?:device|driver): [^\]]+ #\d+)\]$/;
+const BRACKETS = /\[((?:device|driver): [^\]]+ #\d+)\]/;
 
 /**
  * The name of a test that checks statements of the specification: what it shows, and in brackets their ids.
@@ -61,11 +61,12 @@ export const statements = (shows: string, ...ids: readonly string[]): string => 
   return `${shows} [${ids.join("; ")}]`;
 };
 
-/** Takes a name of `statements` apart. Without ids when it is an ordinary name. */
+/** Takes a name apart that was made by `statements`, or around it. Without ids when it is an ordinary name. */
 export const parseTestName = (name: string): { readonly shows: string; readonly ids: readonly string[] } => {
   const found = BRACKETS.exec(name);
   if (found === null) return { shows: name, ids: [] };
-  return { shows: name.slice(0, found.index).trimEnd(), ids: (found[1] ?? "").split("; ") };
+  const shows = `${name.slice(0, found.index).trimEnd()}${name.slice(found.index + found[0].length)}`;
+  return { shows, ids: (found[1] ?? "").split("; ") };
 };
 
 /** What conformance/untested/ says: ids of statements that no test can check, with the reason. */
