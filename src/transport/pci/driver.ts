@@ -27,6 +27,7 @@ import {
   VIRTIO_PCI_COMMON_Q_USEDLO,
   VIRTIO_PCI_COMMON_STATUS,
   VIRTIO_PCI_DEVICE_ID_MODERN_BASE,
+  VIRTIO_PCI_DEVICE_ID_TRANSITIONAL,
   VIRTIO_PCI_DEVICE_ID_TRANSITIONAL_FIRST,
   VIRTIO_PCI_VENDOR_ID,
 } from "../../spec/pci.ts";
@@ -108,9 +109,7 @@ export class PciScanner {
 function probe(pci: DriverFunction, allocator: BarAllocator, options: PciScanOptions): PciDriverTransport | undefined {
   const id = pci.read(PCI_DEVICE_ID, 2);
   if (id < VIRTIO_PCI_DEVICE_ID_TRANSITIONAL_FIRST || id > LAST_ID) return undefined;
-  // A transitional device has its type in the subsystem id.
-  const deviceId =
-    id < VIRTIO_PCI_DEVICE_ID_MODERN_BASE ? pci.read(PCI_SUBSYSTEM_ID, 2) : id - VIRTIO_PCI_DEVICE_ID_MODERN_BASE;
+  const deviceId = deviceTypeOf(pci, id);
   const bars = pci.assignBars(allocator);
   const legacy = () =>
     openLegacy(pci, bars, { ...options, deviceId, transitionalId: id < VIRTIO_PCI_DEVICE_ID_MODERN_BASE });
@@ -132,6 +131,13 @@ function probe(pci: DriverFunction, allocator: BarAllocator, options: PciScanOpt
   };
   const interrupts = new DriverInterrupts(pci, bars, registers, options.msix ?? true);
   return new VirtioPciTransport(pci, deviceId, structures, interrupts, options);
+}
+
+/** A transitional id stands for a type (driver: PCI Device Discovery #2); one that is in no table has it in the subsystem id. */
+function deviceTypeOf(pci: DriverFunction, id: number): number {
+  if (id >= VIRTIO_PCI_DEVICE_ID_MODERN_BASE) return id - VIRTIO_PCI_DEVICE_ID_MODERN_BASE;
+  for (const [type, transitional] of VIRTIO_PCI_DEVICE_ID_TRANSITIONAL) if (transitional === id) return type;
+  return pci.read(PCI_SUBSYSTEM_ID, 2);
 }
 
 /** The driver's side of modern virtio-pci. Made by {@link PciScanner}. */
