@@ -71,6 +71,8 @@ export class BlkDevice extends DeviceCore {
     unsupported: 0,
     merged: 0,
   };
+  /** Called when the medium failed a request; the guest is told by its status. */
+  onError: ((operation: "read" | "write") => void) | undefined;
   readonly #backend: BlockBackend;
   readonly #settings: BlkSettings;
   readonly #id: Uint8Array;
@@ -206,6 +208,7 @@ export class BlkDevice extends DeviceCore {
         this.#dirty[running.index] = 1;
       },
       completed: () => this.#completed(),
+      failed: (op) => this.onError?.(op === BLOCK_READ ? "read" : "write"),
       resized: (capacity) => {
         this.#capacity = capacity;
         this.config.update((view) => writeCapacity(view, capacity));

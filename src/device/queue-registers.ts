@@ -89,6 +89,11 @@ export class QueueRegisters {
     return this.#enabled[this.select] !== undefined;
   }
 
+  /** The latched geometry of queue `index`; undefined while it is not enabled. */
+  geometry(index: number): QueueConfig | undefined {
+    return this.#enabled[index];
+  }
+
   /** 1 latches the geometry. The queue runs from then on, or from DRIVER_OK on if that is later. */
   writeEnable(value: number): void {
     if (value !== 1) this.#device.driverFault(`the driver wrote ${value} to queue_enable`, false);

@@ -1,4 +1,5 @@
 export type { BackendFactory, EntropyOptions } from "./backend-factory.ts";
+export { ControlServer } from "./control/server.ts";
 export type * from "./description.ts";
 export { buildMachine, checkDescription, DeviceTree } from "./machine-builder.ts";
 export type { MachineHost, PciSlots } from "./machine-host.ts";
@@ -6,4 +7,5 @@ export { BusObject, DeviceObject } from "./object-model/device.ts";
 export { TypeRegistry } from "./object-model/registry.ts";
 export { createTypeRegistry } from "./types.ts";
 export { UsageError } from "./usage-error.ts";
-export { type MachineBoot, VirtualMachine, type VirtualMachineParts } from "./virtual-machine.ts";
+export { VirtualMachine } from "./virtual-machine.ts";
+export type { MachineBoot, VirtualMachineParts } from "./virtual-machine-parts.ts";

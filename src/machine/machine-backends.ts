@@ -70,6 +70,20 @@ export class MachineBackends {
   }
 
   /**
+   * A device gives its drive back. Another may have it once `idle`, if given, is settled: then nothing of the device's is on its way any
+   * more. A back end that serves one device in its life keeps its user.
+   */
+  releaseDrive(drive: Drive, idle?: Promise<void>): void {
+    if (idle === undefined) {
+      freeDrive(drive);
+      return;
+    }
+    drive.user = `${drive.user}, whose last requests are on their way`;
+    const free = (): void => freeDrive(drive);
+    idle.then(free, free);
+  }
+
+  /**
    * Gives a drive another size; its device tells the guest.
    * @throws ERR_VIRTKIT_DRIVE_RESIZE for a drive that is not there or has a fixed size, a size that is none, and for a smaller one without
    * `force`: the guest would lose what lies there
@@ -119,6 +133,15 @@ export class MachineBackends {
   get bootOrder(): Named[] {
     return [...this.#bootOrder].sort(([a], [b]) => a - b).map(([, device]) => device);
   }
+}
+
+function freeDrive(drive: Drive): void {
+  if (drive.backend.detach === undefined) {
+    drive.user = `${drive.user}, which is gone: ${drive.backend.name} serves one device only`;
+    return;
+  }
+  drive.backend.detach();
+  drive.user = undefined;
 }
 
 function find<T>(map: ReadonlyMap<string, T>, { id, device, property }: Claim, more: string): T {

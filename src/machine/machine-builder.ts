@@ -44,6 +44,8 @@ export class DeviceTree {
   readonly #registry: TypeRegistry;
   readonly #devices: DeviceObject[] = [];
   readonly #closers: Closer[];
+  readonly #paths = new Map<DeviceObject, string>();
+  #anonymous = 0;
 
   constructor(host: MachineHost, registry: TypeRegistry, serials: readonly (Chardev | undefined)[], closers: Closer[]) {
     this.backends = host.backends;
@@ -63,6 +65,13 @@ export class DeviceTree {
     return this.#devices.find((device) => device.id === id);
   }
 
+  /** Where a device stands in QEMU's tree of objects: /machine/peripheral/ID, or /machine/peripheral-anon/device[N] without an id. */
+  pathOf(device: DeviceObject): string {
+    const path = this.#paths.get(device);
+    if (path === undefined) throw new Error(`${device.label} is not in this machine`);
+    return path;
+  }
+
   /** Makes a device, gives it its properties, brings it to life and plugs it in. Nothing is left of one that fails. @throws UsageError */
   addDevice(options: DeviceOptions): DeviceObject {
     return blame(options.option, () => {
@@ -70,6 +79,9 @@ export class DeviceTree {
       if (options.id !== undefined && this.device(options.id) !== undefined) throw duplicateId(options.id, "device");
       device.realize(findBus(this.buses, device.klass, options.bus), this.#host);
       this.#devices.push(device);
+      const anonymous = device.id === undefined ? this.#anonymous++ : 0;
+      const path = device.id === undefined ? `-anon/device[${anonymous}]` : `/${device.id}`;
+      this.#paths.set(device, `/machine/peripheral${path}`);
       return device;
     });
   }
@@ -77,7 +89,11 @@ export class DeviceTree {
   /** Unplugs a device, and with it those on its buses. Its back ends stay open. */
   removeDevice(device: DeviceObject): void {
     device.unrealize();
-    for (const other of [...this.#devices]) if (!other.realized) this.#devices.splice(this.#devices.indexOf(other), 1);
+    for (const other of [...this.#devices]) {
+      if (other.realized) continue;
+      this.#devices.splice(this.#devices.indexOf(other), 1);
+      this.#paths.delete(other);
+    }
   }
 
   /** Unplugs every device, the last first, and closes the back ends in reverse order. */

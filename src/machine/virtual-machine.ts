@@ -1,71 +1,30 @@
-import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
 import { Events } from "../common/events.ts";
 import type { BalloonDevice } from "../device/balloon.ts";
-import { type LinuxBoot, V86Engine } from "../engine/v86/index.ts";
+import { V86Engine } from "../engine/v86/index.ts";
 import type { TraceStats } from "../trace/stats.ts";
-import type { BackendFactory } from "./backend-factory.ts";
 import { findBalloon } from "./balloon.ts";
+import type { RunState } from "./control/controlled-machine.ts";
 import { DeferredSlots } from "./deferred-slots.ts";
-import type { MachineDescription } from "./description.ts";
-import { type ExecOptions, type ExecResult, GuestAgentClient, withAgentPorts } from "./guest-agent/index.ts";
+import type { DeviceOptions, MachineDescription } from "./description.ts";
+import { type DeviceSettings, deviceOptions } from "./device-settings.ts";
+import { virtioCores, watchDevices } from "./device-watch.ts";
+import {
+  type ExecOptions,
+  type ExecResult,
+  GuestAgentClient,
+  GuestControl,
+  withAgentPorts,
+} from "./guest-agent/index.ts";
 import { GuestDialogue } from "./guest-dialogue.ts";
+import { HotPlug } from "./hot-plug.ts";
 import { buildMachine, type DeviceTree } from "./machine-builder.ts";
-import type { MachineTrace } from "./machine-host.ts";
+import type { MachineEnd, MachineEvents } from "./machine-events.ts";
+import type { DeviceObject } from "./object-model/device.ts";
 import type { TypeRegistry } from "./object-model/registry.ts";
 import { orders } from "./orders.ts";
 import { SerialPort } from "./serial-port.ts";
-
-/** How a machine gets from power-on to its devices. */
-export type MachineBoot =
-  /** A guest of ours: its init answers on the serial line, and a saved state may stand in for its boot. */
-  | {
-      readonly from: "guest";
-      /** Asked for at power-on; with a saved state not before the first reset. */
-      readonly linux: () => Promise<LinuxBoot>;
-      readonly loadState: () => Promise<Uint8Array | undefined>;
-      readonly saveState: (state: Uint8Array) => Promise<void>;
-      /** Where init mounts a disk: "vda:/root". */
-      readonly data: string | undefined;
-      /** TERM of the user's terminal, for the guest's shell. */
-      readonly term: string | undefined;
-    }
-  /** Somebody else's kernel: it finds the devices as it boots. */
-  | { readonly from: "kernel"; readonly linux: () => Promise<LinuxBoot> }
-  /** The firmware boots from a disk. */
-  | { readonly from: "disk" };
-
-/** Everything that a machine is made of, all of it handed in. */
-export interface VirtualMachineParts {
-  readonly description: MachineDescription;
-  readonly boot: MachineBoot;
-  readonly bios: Uint8Array;
-  readonly vgaBios: Uint8Array;
-  readonly wasm: Uint8Array;
-  readonly registry: TypeRegistry;
-  readonly backends: BackendFactory;
-  readonly environment: Environment;
-  /** Adds the ports over which {@link VirtualMachine.exec} runs commands. */
-  readonly agent: boolean;
-  /** A guest that reboots ends the machine. */
-  readonly noReboot: boolean;
-  readonly trace?: MachineTrace | undefined;
-}
-
-/** Why a machine ended. */
-export type MachineEnd = "poweroff" | "reset" | "stopped" | "fault";
-
-/** Events by name, with what each carries. */
-export interface MachineEvents {
-  /** The guest's shell or agent is there (a prepared guest), or its kernel started (any other). */
-  up: [];
-  /** Bytes on COM1 (0) .. COM4 (3), boot messages included. */
-  serial: [port: number, bytes: Uint8Array];
-  /** The guest reboots. */
-  reset: [];
-  /** The machine ended; `error` with "fault". */
-  end: [reason: MachineEnd, error: Error | undefined];
-}
+import type { VirtualMachineParts } from "./virtual-machine-parts.ts";
 
 /** Why a command has no result. */
 const ENDINGS: Readonly<Record<MachineEnd, string>> = {
@@ -93,26 +52,38 @@ export class VirtualMachine {
   readonly #parts: VirtualMachineParts;
   readonly #events = new Events<MachineEvents>();
   readonly #agent: GuestAgentClient | undefined;
+  readonly #control: GuestControl | undefined;
   readonly #dialogue: GuestDialogue | undefined;
   #serials: (SerialPort | undefined)[] = [];
   #engine: V86Engine | undefined;
   #tree: DeviceTree | undefined;
+  #hotPlug: HotPlug | undefined;
   #started = false;
+  #isUp = false;
+  #isPaused = false;
   #end: MachineEnd | undefined;
   #closing: Promise<void> | undefined;
   /** Settles {@link start} early when the machine ends meanwhile. */
   #interrupt: (error: Error) => void = () => {};
-  #readySignal: (() => void) | undefined;
   readonly #ended: Promise<MachineEnd>;
   #resolveEnded: (end: MachineEnd) => void = () => {};
+  readonly #watcher = {
+    balloon: (bytes: number) => this.#events.emit("balloon", this.#parts.description.memory - bytes),
+    blockError: (drive: string, operation: "read" | "write") => this.#events.emit("blockError", drive, operation),
+  };
+  readonly #whenUp: Promise<void>;
+  #settleUp: (error?: unknown) => void = () => {};
 
   constructor(parts: VirtualMachineParts) {
     this.#parts = parts;
     this.#agent = parts.agent ? new GuestAgentClient() : undefined;
+    const hasHelper = parts.boot.from === "guest" && (parts.control ?? parts.agent);
+    this.#control = hasHelper ? new GuestControl() : undefined;
     this.#dialogue =
       parts.boot.from === "guest"
         ? new GuestDialogue({
-            ready: () => this.#initReady(),
+            // After a reboot.
+            ready: () => this.#sendOrders(),
             up: () => this.#events.emit("up"),
             said: (line) => this.#log(line),
           })
@@ -120,6 +91,10 @@ export class VirtualMachine {
     this.#ended = new Promise((resolve) => {
       this.#resolveEnded = resolve;
     });
+    this.#whenUp = new Promise((resolve, reject) => {
+      this.#settleUp = (error) => (error === undefined ? resolve() : reject(error));
+    });
+    this.#whenUp.catch(() => {});
   }
 
   /** Adds a listener; returns what removes it. */
@@ -134,6 +109,30 @@ export class VirtualMachine {
 
   get isRunning(): boolean {
     return this.#started && this.#end === undefined;
+  }
+
+  get name(): string | undefined {
+    return this.#parts.name;
+  }
+
+  get description(): MachineDescription {
+    return this.#parts.description;
+  }
+
+  get registry(): TypeRegistry {
+    return this.#parts.registry;
+  }
+
+  /** What the machine is doing, by QEMU's names. */
+  get runState(): RunState {
+    if (this.#end !== undefined) return this.#end === "fault" ? "internal-error" : "shutdown";
+    if (!this.#isUp) return "prelaunch";
+    return this.#isPaused ? "paused" : "running";
+  }
+
+  /** Resolves when {@link start} has; rejects when it fails or the machine ends before. */
+  get whenUp(): Promise<void> {
+    return this.#whenUp;
   }
 
   /** The devices, their buses and back ends; undefined before {@link start}. */
@@ -155,7 +154,10 @@ export class VirtualMachine {
     interrupted.catch(() => {});
     try {
       await Promise.race([this.#bringUp(), interrupted]);
+      this.#isUp = true;
+      this.#settleUp();
     } catch (error) {
+      this.#settleUp(error);
       await this.#finish("fault", error instanceof Error ? error : new Error(String(error)));
       throw error;
     } finally {
@@ -222,6 +224,84 @@ export class VirtualMachine {
     return this.#parts.trace?.stats;
   }
 
+  /**
+   * Halts the guest's CPU. Resolves when no I/O of its disks is on its way any more. Harmless when it is halted.
+   * @throws ERR_VIRTKIT_MACHINE_STATE
+   */
+  async pause(): Promise<void> {
+    const tree = this.#running();
+    if (!this.#isPaused) {
+      this.#isPaused = true;
+      this.#engine?.stop();
+      this.#events.emit("pause");
+    }
+    await Promise.all(virtioCores(tree.devices).map((core) => core.drain()));
+  }
+
+  /** Lets a halted guest go on. @throws ERR_VIRTKIT_MACHINE_STATE */
+  resume(): void {
+    this.#running();
+    if (!this.#isPaused) return;
+    this.#isPaused = false;
+    this.#engine?.start();
+    this.#events.emit("resume");
+  }
+
+  /** The reset button: the guest boots again. @throws ERR_VIRTKIT_MACHINE_STATE */
+  async reset(): Promise<void> {
+    this.#running();
+    this.#restarted(false);
+    await this.#engine?.reset();
+  }
+
+  /** Asks the guest to switch itself off; {@link ended} tells when it has. @throws ERR_VIRTKIT_MACHINE_STATE */
+  powerdown(): void {
+    this.#running();
+    this.#events.emit("powerdown");
+    if (this.#control?.isReady === true) this.#control.powerOff().catch(() => {});
+    else this.#engine?.pressPowerButton();
+  }
+
+  /** {@link kill}, without waiting for it. */
+  quit(): void {
+    void this.kill();
+  }
+
+  /**
+   * Plugs in a device while the guest runs. A prepared guest has looked for it when this resolves; another finds it when it rescans its
+   * PCI bus.
+   * @throws UsageError, ERR_VIRTKIT_MACHINE_STATE
+   */
+  async addDevice(device: DeviceSettings): Promise<void> {
+    await this.plugIn(deviceOptions(device, "addDevice"));
+  }
+
+  /** {@link addDevice}, in the words of the command line. */
+  async plugIn(options: DeviceOptions): Promise<DeviceObject> {
+    this.#running();
+    const device = await this.#plug().add(options);
+    watchDevices([device], this.#watcher);
+    return device;
+  }
+
+  /**
+   * Unplugs a device, and with it those on its buses. The guest is asked to let go of it first, unless `force` says not to; the drive is
+   * free again afterwards.
+   * @throws ERR_VIRTKIT_UNPLUG when there is no such device, or the guest does not let go of it
+   */
+  async removeDevice(id: string, { force = false }: { readonly force?: boolean } = {}): Promise<void> {
+    const device = this.#running().device(id);
+    if (device === undefined) throw new VirtkitError("ERR_VIRTKIT_UNPLUG", `there is no device with the id '${id}'`);
+    if (force) this.#plug().remove(device);
+    else await this.#plug().waitForRemoval(device);
+  }
+
+  /** Asks the guest to let go of a device; the event `deviceDeleted` tells when it has. @throws ERR_VIRTKIT_UNPLUG */
+  requestRemoval(device: DeviceObject): void {
+    this.#running();
+    this.#plug().requestRemoval(device);
+  }
+
   /** Input for COM1 (0) .. COM4 (3), as if typed. */
   sendSerial(port: number, bytes: Uint8Array): void {
     this.#engine?.sendSerial(port, bytes);
@@ -249,6 +329,12 @@ export class VirtualMachine {
     await this.#finish("stopped");
   }
 
+  #plug(): HotPlug {
+    if (this.#hotPlug === undefined || !this.#isUp)
+      throw new VirtkitError("ERR_VIRTKIT_MACHINE_STATE", "the machine does not run; call start() first");
+    return this.#hotPlug;
+  }
+
   #running(): DeviceTree {
     if (this.#tree === undefined || !this.isRunning)
       throw new VirtkitError("ERR_VIRTKIT_MACHINE_STATE", "the machine does not run; call start() first");
@@ -270,7 +356,8 @@ export class VirtualMachine {
     }
     if (state === undefined) await this.#bootToInit(engine, boot.saveState);
     slots.plugIn();
-    const up = this.#once("up", UP_LIMIT, "its init answers, but shell and agent did not come up");
+    const problem = "its init answers, but shell and agent did not come up";
+    const up = this.#dialogue?.expect("up", UP_LIMIT, problem, this.#parts.environment);
     engine.start();
     this.#sendOrders();
     await up;
@@ -297,8 +384,7 @@ export class VirtualMachine {
     engine.on("poweroff", () => void this.#finish("poweroff"));
     engine.on("fault", (error) => void this.#finish("fault", error));
     engine.on("reset", () => {
-      this.#dialogue?.restart();
-      this.#events.emit("reset");
+      this.#restarted(true);
       if (noReboot) void this.#finish("reset");
     });
     return engine;
@@ -306,7 +392,8 @@ export class VirtualMachine {
 
   async #build(engine: V86Engine, slots: DeferredSlots): Promise<void> {
     const { description, registry, environment, backends, trace } = this.#parts;
-    const whole = this.#agent === undefined ? description : withAgentPorts(description, this.#agent.ports);
+    const ports = [...(this.#agent?.ports ?? []), ...(this.#control === undefined ? [] : [this.#control.port])];
+    const whole = ports.length === 0 ? description : withAgentPorts(description, ports);
     const { memory } = engine;
     const tracing = trace === undefined ? {} : { tracing: trace };
     const machine = await buildMachine(whole, { registry, environment, memory, pci: slots, backends, ...tracing });
@@ -315,6 +402,15 @@ export class VirtualMachine {
       throw new VirtkitError("ERR_VIRTKIT_STOPPED", "the machine was stopped while it started");
     }
     this.#tree = machine;
+    watchDevices(machine.devices, this.#watcher);
+    this.#hotPlug = new HotPlug({
+      tree: machine,
+      control: this.#control,
+      environment,
+      isRunning: () => engine.state === "running",
+      deleted: (id, path) => this.#events.emit("deviceDeleted", id, path),
+      kept: (id, path) => this.#events.emit("deviceKept", id, path),
+    });
     this.#serials = machine.serials.map((chardev, port) =>
       chardev === undefined
         ? undefined
@@ -328,13 +424,7 @@ export class VirtualMachine {
   /** Boots the kernel up to the point where init waits, and keeps that for the next time. */
   async #bootToInit(engine: V86Engine, save: (state: Uint8Array) => Promise<void>): Promise<void> {
     const { environment } = this.#parts;
-    const ready = new Promise<void>((resolve, reject) => {
-      const cancel = environment.after(BOOT_LIMIT, () => reject(this.#bootError("its init did not answer")));
-      this.#readySignal = () => {
-        cancel();
-        resolve();
-      };
-    });
+    const ready = this.#dialogue?.expect("ready", BOOT_LIMIT, "its init did not answer", environment);
     engine.start();
     await ready;
     engine.stop();
@@ -344,18 +434,18 @@ export class VirtualMachine {
     );
   }
 
-  #initReady(): void {
-    const signal = this.#readySignal;
-    this.#readySignal = undefined;
-    if (signal !== undefined) signal();
-    // After a reboot init asks again.
-    else this.#sendOrders();
+  #restarted(byGuest: boolean): void {
+    this.#dialogue?.restart();
+    this.#events.emit("reset", byGuest);
   }
 
   #sendOrders(): void {
     const { description, boot } = this.#parts;
     const { data, term } = boot.from === "guest" ? boot : { data: undefined, term: undefined };
-    const words = orders({ description, agent: this.#agent !== undefined, data, term, now: Date.now() });
+    const disks = this.#tree?.devices.filter(({ typeName }) => typeName.startsWith("virtio-blk")).length ?? 0;
+    const agent = this.#agent !== undefined;
+    const control = this.#control !== undefined;
+    const words = orders({ description, disks, agent, control, data, term, now: Date.now() });
     this.#engine?.sendSerial(FIRST_PORT, new TextEncoder().encode(`${words}\n`));
   }
 
@@ -370,23 +460,6 @@ export class VirtualMachine {
     if (mine.length > 0) this.#serials[port]?.transmit(mine);
   }
 
-  #once(name: "up", limit: number, problem: string): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const cancel = this.#parts.environment.after(limit, () => reject(this.#bootError(problem)));
-      const off = this.on(name, () => {
-        cancel();
-        off();
-        resolve();
-      });
-    });
-  }
-
-  #bootError(problem: string): VirtkitError {
-    const tail = this.#dialogue?.tail.trim() ?? "";
-    const said = tail === "" ? "It said nothing." : `Its last words:\n${tail}`;
-    return new VirtkitError("ERR_VIRTKIT_GUEST_BOOT", `the guest did not come up: ${problem}. ${said}`);
-  }
-
   /** Ends the machine once; every way out comes here. */
   #finish(reason: MachineEnd, error?: Error): Promise<void> {
     this.#closing ??= this.#close(reason, error);
@@ -396,6 +469,9 @@ export class VirtualMachine {
   async #close(reason: MachineEnd, error: Error | undefined): Promise<void> {
     this.#end = reason;
     this.#engine?.stop();
+    this.#control?.close(ENDINGS[reason]);
+    this.#hotPlug?.close(new VirtkitError("ERR_VIRTKIT_STOPPED", ENDINGS[reason]));
+    this.#settleUp(error ?? new VirtkitError("ERR_VIRTKIT_STOPPED", ENDINGS[reason]));
     this.#agent?.close(ENDINGS[reason] + (error === undefined ? "" : `: ${error.message}`), error);
     this.#interrupt(error ?? new VirtkitError("ERR_VIRTKIT_STOPPED", "the machine ended while it started"));
     try {

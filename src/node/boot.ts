@@ -9,7 +9,7 @@ import {
   stateStore,
 } from "../host/node/guest/index.ts";
 import { UsageError } from "../machine/usage-error.ts";
-import type { MachineBoot } from "../machine/virtual-machine.ts";
+import type { MachineBoot } from "../machine/virtual-machine-parts.ts";
 
 /** Which kernel a machine boots. */
 export type BootSource =

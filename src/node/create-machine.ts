@@ -7,7 +7,8 @@ import { NodeBackends } from "../host/node/backend-factory.ts";
 import { createEnvironment, createLogger } from "../host/node/environment.ts";
 import type { OnGuestProgress } from "../host/node/guest/index.ts";
 import { checkImage } from "../host/node/image-file.ts";
-import { cacheOf, type DeviceOptions, type DriveOptions, type MachineDescription } from "../machine/description.ts";
+import { cacheOf, type DriveOptions, type MachineDescription } from "../machine/description.ts";
+import { type DeviceSettings, deviceOptions } from "../machine/device-settings.ts";
 import { withAgentPorts } from "../machine/guest-agent/index.ts";
 import { checkDescription } from "../machine/machine-builder.ts";
 import type { TypeRegistry } from "../machine/object-model/registry.ts";
@@ -33,13 +34,6 @@ export type DriveSettings = (
   /** "virtio" (default) plugs it in as the next virtio-blk-pci; "none" leaves that to `devices`. */
   readonly interface?: "virtio" | "none";
 };
-
-/** A device by its type's name, with properties as in `-device NAME,help`. */
-export type DeviceSettings =
-  | string
-  | ({ readonly driver: string; readonly id?: string; readonly bus?: string } & Readonly<
-      Record<string, string | number | boolean | undefined>
-    >);
 
 export interface MachineOptions {
   /** Bytes, or a number with K, M or G: "256M". Default "256M". */
@@ -118,6 +112,9 @@ export interface AssembleOptions {
   readonly description: MachineDescription;
   readonly source: BootSource;
   readonly agent: boolean;
+  /** The helper of a prepared guest; default: with the agent. */
+  readonly control?: boolean;
+  readonly name?: string | undefined;
   readonly noReboot: boolean;
   readonly bios: string | undefined;
   readonly cacheDir: string | undefined;
@@ -169,6 +166,8 @@ export async function assembleMachine(options: AssembleOptions): Promise<Virtual
     wasm: await readV86Wasm(),
     backends: options.backends ?? new NodeBackends({ environment, onQuit: () => {} }),
     agent: options.agent,
+    ...(options.control === undefined ? {} : { control: options.control }),
+    name: options.name,
     noReboot: options.noReboot,
     trace: traces.length > 0 || stats ? new NodeMachineTrace(traces, stats, environment) : undefined,
   });
@@ -181,7 +180,7 @@ function describe(options: MachineOptions): MachineDescription {
     chardevs: [],
     serials: [],
     drives: (options.drives ?? []).map(driveOf),
-    devices: (options.devices ?? []).map(deviceOf),
+    devices: (options.devices ?? []).map((device, index) => deviceOptions(device, `devices[${index}]`)),
   };
 }
 
@@ -209,20 +208,6 @@ function driveOf(drive: string | DriveSettings, index: number): DriveOptions {
   };
 }
 
-function deviceOf(device: DeviceSettings, index: number): DeviceOptions {
-  const given = typeof device === "string" ? { driver: device } : device;
-  const { driver, id, bus, ...properties } = given;
-  return {
-    option: `devices[${index}] (${driver})`,
-    driver,
-    ...(id === undefined ? {} : { id }),
-    ...(bus === undefined ? {} : { bus }),
-    properties: Object.entries(properties).flatMap(([name, value]) =>
-      value === undefined ? [] : [{ name, value: textOf(value) }],
-    ),
-  };
-}
-
 function traceOf({ file, onEvent, ...filter }: TraceSettings, index: number): TraceRequest {
   const to = file === undefined ? { sink: { record: callOf(onEvent) } } : { file };
   return { ...filter, option: `trace[${index}]`, to };
@@ -232,8 +217,3 @@ const callOf =
   (onEvent: NonNullable<TraceSettings["onEvent"]>): TraceSink["record"] =>
   (time, device, event) =>
     onEvent(event, device, time);
-
-function textOf(value: string | number | boolean): string {
-  if (typeof value === "boolean") return value ? "on" : "off";
-  return String(value);
-}

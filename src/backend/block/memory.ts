@@ -84,6 +84,11 @@ export class MemoryBlockBackend implements BlockBackend {
     this.#sink = sink;
   }
 
+  detach(): void {
+    this.#requests = undefined;
+    this.#sink = undefined;
+  }
+
   submit(slots: ArrayLike<number>, count: number): void {
     const requests = this.#requests;
     const sink = this.#sink;

@@ -103,6 +103,13 @@ export class OverlayBlockBackend implements BlockBackend {
     this.#onScratch = new SubRequests(this.#scratch, requests, host);
   }
 
+  detach(): void {
+    this.#base.detach?.();
+    this.#scratch.detach?.();
+    this.#requests = undefined;
+    this.#sink = undefined;
+  }
+
   submit(slots: ArrayLike<number>, count: number): void {
     for (let i = 0; i < count; i++) this.#begin(slots[i] as number);
     this.#run();

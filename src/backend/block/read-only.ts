@@ -42,6 +42,12 @@ export class ReadOnlyBlockBackend implements BlockBackend {
     this.#sink = sink;
   }
 
+  detach(): void {
+    this.#inner.detach?.();
+    this.#requests = undefined;
+    this.#sink = undefined;
+  }
+
   submit(slots: ArrayLike<number>, count: number): void {
     const requests = this.#requests;
     if (requests === undefined) return;

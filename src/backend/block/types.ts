@@ -124,8 +124,13 @@ export interface BlockBackend {
   readonly secureErase?: boolean;
   /** Of media that know; read again for each question. */
   readonly lifetime?: BlockLifetime;
-  /** Connects the front side; once. */
+  /** Connects the front side; one at a time. */
   attach(requests: BlockRequests, sink: BlockSink): void;
+  /**
+   * Lets go of the front side, which has no request on its way; then another may be attached. A back end without it serves one front side
+   * in its life.
+   */
+  detach?(): void;
   /**
    * Begins the requests in `slots[0..count)`, without blocking the thread. Ranges are within the capacity and aligned,
    * vectors have at most {@link BLOCK_MAX_PIECES} pieces. `slots` is the caller's again after the call. What changes the disk

@@ -2,16 +2,20 @@ import type { Readable } from "node:stream";
 import type { Environment } from "../../common/environment.ts";
 import { VirtkitError } from "../../common/error.ts";
 import { NodeBackends } from "../../host/node/backend-factory.ts";
+import { ControlSocket } from "../../host/node/control-socket.ts";
 import { createEnvironment, createLogger } from "../../host/node/environment.ts";
 import { progressRenderer } from "../../host/node/guest/index.ts";
-import { UsageError } from "../../machine/usage-error.ts";
+import { ControlServer } from "../../machine/control/server.ts";
+import { blameAsync, UsageError } from "../../machine/usage-error.ts";
 import type { VirtualMachine } from "../../machine/virtual-machine.ts";
 import { assembleMachine } from "../../node/create-machine.ts";
 import { statsTable } from "../../trace/stats-table.ts";
 import { connectTerminal } from "../console-size.ts";
+import type { ControlOptions } from "../options/control.ts";
 import type { ExecOptions, RunOptions } from "../options/run-options.ts";
 import { EXIT_BROKEN_PIPE, OutputError, ProcessOutput } from "../output.ts";
 import { Session } from "../session.ts";
+import { readVersion } from "../version.ts";
 
 /** Which option is to blame for what only the engine finds out. */
 const BLAMED: Readonly<Record<string, string>> = {
@@ -54,6 +58,8 @@ export async function runMachine(options: SessionOptions, environment: Environme
       description: options.machine,
       source: options.boot,
       agent: options.exec !== undefined || options.agent === true,
+      control: options.controls.length > 0,
+      name: options.name,
       noReboot: options.noReboot,
       bios: options.bios,
       cacheDir: options.cache,
@@ -69,9 +75,11 @@ export async function runMachine(options: SessionOptions, environment: Environme
     });
     progress.finish();
     session.adopt(machine);
+    const sockets = await openControls(machine, options.controls, environment);
     try {
       return await run(machine, options, session, backends);
     } finally {
+      await sockets.close();
       if (machine.stats !== undefined) process.stderr.write(statsTable(machine.stats));
     }
   } catch (error) {
@@ -81,6 +89,31 @@ export async function runMachine(options: SessionOptions, environment: Environme
   } finally {
     progress.finish();
     session.close();
+  }
+}
+
+/** Listens for clients; with `wait` until there is one. */
+async function openControls(
+  machine: VirtualMachine,
+  controls: readonly ControlOptions[],
+  environment: Environment,
+): Promise<{ close(): Promise<void> }> {
+  const server = new ControlServer({ machine, environment, version: readVersion() });
+  const sockets: ControlSocket[] = [];
+  const close = async (): Promise<void> => {
+    await Promise.all(sockets.map((socket) => socket.close()));
+    server.close();
+  };
+  try {
+    for (const { option, address } of controls)
+      sockets.push(await blameAsync(option, () => ControlSocket.open({ server, address, environment })));
+    const waiting = sockets.filter((_, index) => controls[index]?.wait === true);
+    const ended = machine.ended.then(() => undefined);
+    await Promise.race([ended, Promise.all(waiting.map((socket) => socket.firstClient))]);
+    return { close };
+  } catch (error) {
+    await close();
+    throw error;
   }
 }
 

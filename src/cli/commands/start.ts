@@ -61,6 +61,7 @@ export async function startCommand(options: StartOptions): Promise<number> {
       exec: undefined,
       cache: options.cache,
       useSavedState: options.useSavedState,
+      controls: [],
       warnings: [],
       traces: options.traces,
       stats: options.stats,

@@ -41,6 +41,7 @@ test("nothing given: 512 MiB, the prepared guest, COM1 on the terminal", OPTIONS
     useSavedState: true,
     traces: [],
     stats: false,
+    controls: [],
     warnings: [],
   });
 });

@@ -3,6 +3,7 @@ import { blame, UsageError } from "../../machine/usage-error.ts";
 import type { BootSource } from "../../node/boot.ts";
 import type { TraceRequest } from "../../node/machine-trace.ts";
 import { parseChardev } from "./chardev.ts";
+import { type ControlOptions, parseControl } from "./control.ts";
 import { type HelpTopic, type Parsed, parseDevice, parseObject } from "./device.ts";
 import { parseDrives } from "./drives.ts";
 import { isHelp } from "./keyval.ts";
@@ -44,6 +45,8 @@ export interface RunOptions {
   readonly traces: readonly TraceRequest[];
   /** Print what the queues did at the end. */
   readonly stats: boolean;
+  /** Control sockets. */
+  readonly controls: readonly ControlOptions[];
   /** What was accepted and has no effect, for the user to know. */
   readonly warnings: readonly string[];
 }
@@ -86,6 +89,7 @@ export function buildRunOptions(raw: RawOptions): RunRequest {
     useSavedState: !get.has("no-saved-state"),
     traces: get.all("trace").map(parseTrace),
     stats: get.has("stats"),
+    controls: get.all("qmp").map(parseControl),
     warnings: warningsOf(get, machine),
   };
   return { kind: "run", options };

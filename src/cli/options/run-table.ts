@@ -69,6 +69,12 @@ export const RUN_OPTIONS: readonly RunOptionSpec[] = [
     help: "COM1, then COM2...: stdio, mon:stdio, null, none, file:PATH, pipe:PATH, chardev:ID, unix:PATH, tcp:HOST:PORT",
   },
   { name: "nographic", group: CONSOLE, help: "COM1 on the terminal, Ctrl-A X quits (the default)" },
+  {
+    name: "qmp",
+    argument: "unix:PATH,server=on",
+    group: MACHINE,
+    help: "a control socket (QMP); also tcp:HOST:PORT,server=on; wait=on starts when a client is there",
+  },
   { name: "exec", argument: "COMMAND", group: VIRTKIT, help: "run a command in the guest and exit with its status" },
   { name: "exec-timeout", argument: "SECONDS", group: VIRTKIT, help: "give up when the command takes longer" },
   {
@@ -96,7 +102,7 @@ export const RUN_OPTIONS: readonly RunOptionSpec[] = [
 ];
 
 const DISK = "A disk is -drive file=IMAGE,format=raw,if=virtio";
-const NO_MONITOR = "There is no monitor. Ctrl-A X on the terminal quits.";
+const CONTROL = "A control socket is -qmp unix:PATH,server=on,wait=off; there is no other monitor.";
 const NO_NETWORK = "There is no network device yet.";
 const ENGINE = "Guests run in v86, an emulator: no accelerator is needed.";
 
@@ -106,7 +112,7 @@ export const REFUSED_OPTIONS: ReadonlyMap<string, string | undefined> = new Map<
     (name) => [name, DISK] as const,
   ),
   ["cdrom", `${DISK},readonly=on`],
-  ...(["mon", "qmp", "qmp-pretty"] as const).map((name) => [name, NO_MONITOR] as const),
+  ...(["mon", "qmp-pretty"] as const).map((name) => [name, CONTROL] as const),
   ["netdev", NO_NETWORK],
   ...(["enable-kvm", "no-kvm", "icount", "mem-path", "mem-prealloc", "numa"] as const).map(
     (name) => [name, ENGINE] as const,

@@ -59,6 +59,8 @@ export interface BlkIoHost {
   pushed(running: RunningQueue): void;
   /** A completion came outside `submit`. */
   completed(): void;
+  /** An I/O failed; the requests in it are answered with an error. */
+  failed(op: number): void;
   resized(capacity: number): void;
   /** The back end threw, which it must not. The guest gets I/O errors. */
   threw(error: unknown): void;
@@ -325,6 +327,7 @@ export class BlkIo {
   }
 
   #finishAll(slot: number, op: number, result: number): void {
+    if (result === BLOCK_IO_ERROR) this.#host.failed(op);
     const { next } = this.#table;
     for (let request = slot; request !== NONE; ) {
       const following = next[request] as number;

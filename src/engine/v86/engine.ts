@@ -21,6 +21,16 @@ import { Serial } from "./serial.ts";
  */
 export type V86EngineState = "stopped" | "running" | "off" | "failed" | "destroyed";
 
+/** PM1 status and enable registers of ACPI: the power button was pressed. */
+const PM1_POWER_BUTTON = 1 << 8;
+const ACPI_IRQ = 9;
+
+/** A place on the bus while a function is plugged in there. */
+interface Plug {
+  readonly devfn: number;
+  isIn: boolean;
+}
+
 /** First and one past the last address of the local APIC's message window. */
 const MSI_FIRST = 0xfee00000;
 const MSI_END = 0xfef00000;
@@ -47,7 +57,7 @@ export class V86Engine {
   readonly #window: MemoryWindow;
   readonly #interrupts: Interrupts;
   readonly #serial: Serial;
-  readonly #attached = new Map<PciFunction, number>();
+  readonly #attached = new Map<PciFunction, Plug>();
   /** There is none while a reset replaces it. */
   #instance: V86Instance | undefined;
   #boot: LinuxBoot | undefined;
@@ -132,9 +142,10 @@ export class V86Engine {
     if (this.#config.occupied(devfn)) throw addressError(device, `${shown} belongs to the board; choose another slot`);
     if (there !== undefined) throw addressError(device, `${shown} is taken by ${there.name}; choose another slot`);
     if (this.#attached.has(device)) throw addressError(device, "it is plugged in already");
-    this.#attached.set(device, devfn);
+    const plug: Plug = { devfn, isIn: true };
+    this.#attached.set(device, plug);
     this.#config.functions[devfn] = device;
-    device.connect(this.#hostFor(device, devfn));
+    device.connect(this.#hostFor(device, plug));
     this.#mapBars();
     const irq = this.#options.acpi ? undefined : this.#interrupts.irqOf(devfn, device.interruptPin);
     if (irq !== undefined) device.configWrite(PCI_INTERRUPT_LINE, 1, irq);
@@ -142,11 +153,12 @@ export class V86Engine {
 
   /** Pulls a function out. The guest should have let go of it; one that was never plugged in is ignored. */
   detach(device: PciFunction): void {
-    const devfn = this.#attached.get(device);
-    if (devfn === undefined) return;
+    const plug = this.#attached.get(device);
+    if (plug === undefined) return;
     this.#attached.delete(device);
-    this.#config.functions[devfn] = undefined;
-    this.#interrupts.remove(devfn);
+    plug.isIn = false;
+    this.#config.functions[plug.devfn] = undefined;
+    this.#interrupts.remove(plug.devfn);
     this.#mapBars();
   }
 
@@ -181,6 +193,17 @@ export class V86Engine {
     if (this.#state === "off") this.#state = "stopped";
     this.#powerCycle();
     await this.#resetting;
+  }
+
+  /**
+   * The power button of ACPI: a guest that listens to it switches itself off. What it does with it is its own affair; without ACPI
+   * nothing happens.
+   */
+  pressPowerButton(): void {
+    const acpi = this.#instance?.v86.cpu.devices.acpi;
+    if (!this.#options.acpi || acpi === undefined) return;
+    acpi.pm1_status |= PM1_POWER_BUTTON;
+    if ((acpi.pm1_enable & PM1_POWER_BUTTON) !== 0) this.#interrupts.pulse(ACPI_IRQ);
   }
 
   /** Stops and lets go of everything. The engine cannot be used again. */
@@ -251,11 +274,18 @@ export class V86Engine {
       throw stateError(`the saved state has ${size} bytes of memory and this machine ${this.#window.size}`);
   }
 
-  #hostFor(device: PciFunction, devfn: number): PciHost {
+  /** A function that was pulled out reaches nothing any more, whatever it still has to say. */
+  #hostFor(device: PciFunction, plug: Plug): PciHost {
     return {
-      setIntx: (asserted) => this.#interrupts.setLevel(devfn, device.interruptPin, asserted),
-      sendMsi: (address, data) => this.#message(address, data),
-      barsChanged: () => this.#mapBars(),
+      setIntx: (asserted) => {
+        if (plug.isIn) this.#interrupts.setLevel(plug.devfn, device.interruptPin, asserted);
+      },
+      sendMsi: (address, data) => {
+        if (plug.isIn) this.#message(address, data);
+      },
+      barsChanged: () => {
+        if (plug.isIn) this.#mapBars();
+      },
     };
   }
 

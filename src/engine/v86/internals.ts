@@ -53,6 +53,8 @@ export interface V86Cpu {
     readonly uart1?: V86Uart;
     readonly uart2?: V86Uart;
     readonly uart3?: V86Uart;
+    /** There with ACPI only. */
+    readonly acpi?: { pm1_status: number; readonly pm1_enable: number };
   };
   main_loop(): number;
   handle_irqs(): void;

@@ -59,6 +59,14 @@ export class Interrupts {
     if (this.#sources.delete(devfn)) this.reroute();
   }
 
+  /** Raises an ISA interrupt that no pin of ours drives; its own device takes it down again. */
+  pulse(irq: number): void {
+    const cpu = this.#cpu;
+    if (cpu === undefined) return;
+    this.#masked(() => cpu.device_raise_irq(irq));
+    this.#changed();
+  }
+
   /** Sets the ISA lines as the pins and the route registers say; to be called when the guest changes a route. */
   reroute(): void {
     const cpu = this.#cpu;
@@ -72,17 +80,24 @@ export class Interrupts {
     const changes = levels ^ this.#levels;
     if (changes === 0) return;
     this.#levels = levels;
+    this.#masked(() => {
+      for (let irq = 0; irq < 16; irq++) {
+        if ((changes & (1 << irq)) === 0) continue;
+        if ((levels & (1 << irq)) !== 0) cpu.device_raise_irq(irq);
+        else cpu.device_lower_irq(irq);
+      }
+    });
+    this.#changed();
+  }
+
+  /** Touches interrupt lines while the CPU cannot take what comes of it. */
+  #masked(act: () => void): void {
     const flags = this.#window.flags;
     const enabled = (flags[0] as number) & FLAG_INTERRUPT;
     flags[0] = (flags[0] as number) & ~FLAG_INTERRUPT;
-    for (let irq = 0; irq < 16; irq++) {
-      if ((changes & (1 << irq)) === 0) continue;
-      if ((levels & (1 << irq)) !== 0) cpu.device_raise_irq(irq);
-      else cpu.device_lower_irq(irq);
-    }
+    act();
     this.#window.sync();
     this.#window.flags[0] = (this.#window.flags[0] as number) | enabled;
-    this.#changed();
   }
 
   /** The ISA interrupt that the firmware routed a function's pin to, or undefined. */

@@ -138,6 +138,11 @@ export class FileBlockBackend implements BlockBackend {
     this.#callbacks = Array.from({ length: requests.slots }, (_, slot) => (error, n) => this.#step(slot, error, n));
   }
 
+  detach(): void {
+    this.#requests = undefined;
+    this.#sink = undefined;
+  }
+
   submit(slots: ArrayLike<number>, count: number): void {
     for (let i = 0; i < count; i++) this.#begin(slots[i] as number);
   }

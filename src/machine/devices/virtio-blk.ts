@@ -131,7 +131,9 @@ function realize(device: VirtioBlkObject, host: MachineHost): void {
 }
 
 function release(device: VirtioBlkObject): void {
-  if (device.drive !== undefined) device.drive.user = undefined;
+  const { drive, core } = device;
+  const idle = core instanceof BlkDevice && core.inFlight > 0 ? core.drain() : undefined;
+  if (drive !== undefined) device.backends?.releaseDrive(drive, idle);
   device.backends?.releaseBootIndex(device.face);
   device.drive = undefined;
   device.backends = undefined;

@@ -3,11 +3,11 @@ import type { MachineDescription } from "../description.ts";
 
 /** For messages about what nobody typed. */
 const OPTION = "the guest agent";
-const BUS_ID = "virtkit-agent";
+export const AGENT_BUS_ID = "virtkit-agent";
 
-/** The machine with one more console device, which carries the agent's ports and nothing else. */
+/** The machine with one more console device, which carries the agent's and the helper's ports and nothing else. */
 export function withAgentPorts(description: MachineDescription, ports: readonly CharBackend[]): MachineDescription {
-  const id = (port: CharBackend): string => `${BUS_ID}.${port.name}`;
+  const id = (port: CharBackend): string => `${AGENT_BUS_ID}.${port.name}`;
   return {
     ...description,
     chardevs: [
@@ -16,11 +16,12 @@ export function withAgentPorts(description: MachineDescription, ports: readonly 
     ],
     devices: [
       ...description.devices,
-      { option: OPTION, driver: "virtio-serial-pci", id: BUS_ID, properties: [] },
+      { option: OPTION, driver: "virtio-serial-pci", id: AGENT_BUS_ID, properties: [] },
       ...ports.map((port) => ({
         option: OPTION,
         driver: "virtserialport",
-        bus: `${BUS_ID}.0`,
+        id: id(port),
+        bus: `${AGENT_BUS_ID}.0`,
         properties: [
           { name: "chardev", value: id(port) },
           { name: "name", value: port.name },

@@ -1,2 +1,3 @@
 export { type ExecOptions, type ExecResult, GuestAgentClient } from "./client.ts";
-export { withAgentPorts } from "./devices.ts";
+export { GuestControl } from "./control.ts";
+export { AGENT_BUS_ID, withAgentPorts } from "./devices.ts";

@@ -137,6 +137,11 @@ export class VirtioPciDevice extends PciEndpoint {
     this.seal();
   }
 
+  /** Status, features and queues as the driver programmed them, to look at. */
+  get registers(): StatusMachine {
+    return this.#machine;
+  }
+
   /** Capabilities go to the head of the list, so what is added last is what a driver sees first. */
   #addStructures(ioNotify: boolean): number {
     const { common, isr, device, notify, notifyMultiplier } = this.#layout;

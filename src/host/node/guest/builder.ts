@@ -22,6 +22,7 @@ const GUEST_FILES: readonly (readonly [path: string, source: string])[] = [
   ["etc/passwd", "passwd"],
   ["etc/group", "group"],
   ["sbin/virtkit-agent", "agent"],
+  ["sbin/virtkit-control", "control"],
   ["sbin/virtkit-session", "session"],
   ["sbin/virtkit-off", "off"],
 ];
