@@ -13,6 +13,7 @@ import { BlkDriver } from "../driver/blk.ts";
 import {
   VIRTIO_BLK_F_DISCARD,
   VIRTIO_BLK_F_FLUSH,
+  VIRTIO_BLK_F_LIFETIME,
   VIRTIO_BLK_F_SECURE_ERASE,
   VIRTIO_BLK_F_WRITE_ZEROES,
   VIRTIO_BLK_S_IOERR,
@@ -27,10 +28,12 @@ import { VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import { ManualBlockBackend } from "../testing/manual-block.ts";
 import { RAW_DATA, RawDevice } from "../testing/raw-device.ts";
 import { createRig, RIG_CONFIGS, type RigConfig, testEnvironment } from "../testing/rig.ts";
+import { statements } from "../testing/statements.ts";
 import { BlkDevice, type BlkDeviceOptions } from "./blk.ts";
 import { RING_FEATURES } from "./core.ts";
 
 const MIB = 1024 * 1024;
+const OPERATION = "device: Device Types / Block Device / Device Operation";
 const limit = { timeout: 20_000 };
 const first = RIG_CONFIGS[0] as RigConfig;
 
@@ -43,7 +46,7 @@ for (const config of RIG_CONFIGS)
     ["later", new ManualBlockBackend({ capacity: 8 * MIB, contents: new Uint8Array(8 * MIB).fill(7), auto: 5 })],
   ] as const)
     test(
-      `blk, ${config.transport}, ${config.name}, ${name}: discard, zeros, erase (device: Block Device / Device Operation #5)`,
+      statements(`blk, ${config.transport}, ${config.name}, ${name}: discard, zeros, erase`, `${OPERATION} #5`),
       limit,
       async () => {
         const device = make({ backend, maxSegments: 3, maxDiscardSectors: 100, maxWriteZeroesSectors: 64 });
@@ -97,7 +100,7 @@ test("blk: flags and ranges reach the back end one by one, and zeros are durable
   await close();
 });
 
-test("blk: lifetime, and no reserved values (device: Block Device / Device Operation #7, #8)", limit, async () => {
+test(statements("blk: lifetime, and no reserved values", `${OPERATION} #7`, `${OPERATION} #8`), limit, async () => {
   for (const [given, told] of [
     [{ preEol: 2, typeA: 11, typeB: 3 }, [2, 11, 3]],
     [{ preEol: 4, typeA: 12, typeB: -1 }, [0, 0, 0]],
@@ -108,7 +111,9 @@ test("blk: lifetime, and no reserved values (device: Block Device / Device Opera
     assert.deepEqual([preEolInfo, estimateTypeA, estimateTypeB], told);
     await close();
   }
-  const { driver, close } = await createRig(make({ backend: new ManualBlockBackend() }), BlkDriver.type, first);
+  const without = make({ backend: new ManualBlockBackend() });
+  assert.equal(without.offeredFeatures.has(VIRTIO_BLK_F_LIFETIME), false);
+  const { driver, close } = await createRig(without, BlkDriver.type, first);
   await assert.rejects(driver.getLifetime(), { code: "ERR_VIRTKIT_BLK_UNSUPPORTED" });
   await close();
 });
@@ -166,7 +171,7 @@ function segments(...ranges: [sector: number, sectors: number, flags: number][])
   return new Uint8Array(view.buffer);
 }
 
-test("blk: hostile ranges get a status (device: Block Device / Device Operation #3, #4)", limit, () => {
+test(statements("blk: hostile ranges get a status", `${OPERATION} #3`, `${OPERATION} #4`), limit, () => {
   const backend = new MemoryBlockBackend({ capacity: MIB, contents: new Uint8Array(MIB).fill(9) });
   const device = make({ backend, maxSegments: 2, maxDiscardSectors: 64, maxWriteZeroesSectors: 32 });
   const raw = new RawDevice(device, FEATURES);
@@ -174,6 +179,8 @@ test("blk: hostile ranges get a status (device: Block Device / Device Operation 
   const wrong: [string, number, Uint8Array, number][] = [
     ["unmap with discard", DISCARD, segments([0, 8, 1]), VIRTIO_BLK_S_UNSUPP],
     ["unmap with erase", ERASE, segments([0, 8, 1]), VIRTIO_BLK_S_UNSUPP],
+    ["an unknown flag with discard", DISCARD, segments([0, 8, 2]), VIRTIO_BLK_S_UNSUPP],
+    ["an unknown flag with erase", ERASE, segments([0, 8, 0x80000000]), VIRTIO_BLK_S_UNSUPP],
     ["an unknown flag", ZEROES, segments([0, 8, 2]), VIRTIO_BLK_S_UNSUPP],
     ["an unknown flag in the second segment", ZEROES, segments([0, 8, 1], [8, 8, 0x80000001]), VIRTIO_BLK_S_UNSUPP],
     ["no segment", DISCARD, new Uint8Array(0), VIRTIO_BLK_S_IOERR],

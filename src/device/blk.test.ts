@@ -8,10 +8,12 @@ import { BlkBatch, BlkDriver } from "../driver/blk.ts";
 import { VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT } from "../spec/blk.ts";
 import { ManualBlockBackend } from "../testing/manual-block.ts";
 import { createRig, RIG_CONFIGS, type RigConfig, testEnvironment } from "../testing/rig.ts";
+import { statements } from "../testing/statements.ts";
 import { BlkDevice, type BlkDeviceOptions } from "./blk.ts";
 import { RING_FEATURES } from "./core.ts";
 
 const MIB = 1024 * 1024;
+const OPERATION = "device: Device Types / Block Device / Device Operation";
 const limit = { timeout: 20_000 };
 
 function blkDevice(backend: BlockBackend, options: Partial<BlkDeviceOptions> = {}): BlkDevice {
@@ -80,7 +82,7 @@ for (const config of RIG_CONFIGS) {
 }
 
 test(
-  "blk: a write to a read-only disk fails and changes nothing (device: Block Device / Device Operation #1, #2)",
+  statements("blk: a write to a read-only disk fails and changes nothing", `${OPERATION} #1`, `${OPERATION} #2`),
   limit,
   async () => {
     const backend = new ManualBlockBackend({ auto: "ordered" });
@@ -136,7 +138,7 @@ test("blk: a failed request fails alone, and its neighbours that were not merged
 });
 
 test(
-  "blk: writethrough completes a write after its flush only, writeback before (device: Block Device / Device Operation #6)",
+  statements("blk: writethrough completes a write after its flush only, writeback before", `${OPERATION} #6`),
   limit,
   async () => {
     const backend = new ManualBlockBackend();

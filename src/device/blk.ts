@@ -1,13 +1,20 @@
-import { BLOCK_DISCARD, BLOCK_READ, BLOCK_WRITE, type BlockBackend } from "../backend/block/types.ts";
+import {
+  BLOCK_DISCARD,
+  BLOCK_READ,
+  BLOCK_SECURE_ERASE,
+  BLOCK_WRITE,
+  type BlockBackend,
+} from "../backend/block/types.ts";
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
-import type { FeatureSet } from "../common/feature-set.ts";
+import { FeatureSet } from "../common/feature-set.ts";
 import {
   VIRTIO_BLK_CFG_SIZE,
   VIRTIO_BLK_CFG_WRITEBACK,
   VIRTIO_BLK_F_CONFIG_WCE,
   VIRTIO_BLK_F_FLUSH,
   VIRTIO_BLK_F_LIFETIME,
+  VIRTIO_BLK_F_ZONED,
   VIRTIO_BLK_ID_BYTES,
   VIRTIO_BLK_RANGE_SIZE,
   VIRTIO_BLK_S_IOERR,
@@ -19,7 +26,10 @@ import {
   VIRTIO_BLK_T_GET_LIFETIME,
   VIRTIO_BLK_T_IN,
   VIRTIO_BLK_T_OUT,
+  VIRTIO_BLK_T_ZONE_APPEND,
+  VIRTIO_BLK_ZONED_CFG_SIZE,
 } from "../spec/blk.ts";
+import { VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import { VIRTIO_ID_BLOCK } from "../spec/ids.ts";
 import type { ChainBatch } from "../virtqueue/index.ts";
 import {
@@ -35,12 +45,14 @@ import { BlkIo, type BlkIoHost, type BlkStats, writeStatus } from "./blk/io.ts";
 import { lifetimeBytes, MAX_RANGES, parseRanges, RANGE_TYPES, type RangeLimits, RangeList } from "./blk/ranges.ts";
 import { NONE } from "./blk/request-table.ts";
 import { requestBegin, requestEnd } from "./blk/trace.ts";
+import { APPENDED, type ZonedHost, ZonedRequests } from "./blk/zoned-requests.ts";
 import { DeviceCore } from "./core.ts";
 import type { RunningQueue } from "./running-queue.ts";
 import { SegmentList } from "./segment-list.ts";
 
 export type { BlkProperties } from "./blk/config.ts";
 export type { BlkStats } from "./blk/io.ts";
+export type { ZonedProperties } from "./blk/zoned-config.ts";
 
 /** Requests in flight, over all queues; more wait in their rings. */
 const MAX_REQUESTS = 512;
@@ -83,6 +95,7 @@ export class BlkDevice extends DeviceCore {
   readonly #io: BlkIo;
   /** Sectors of a logical block: what sector and length of a request must be multiples of. */
   readonly #blockSectors: number;
+  readonly #zoned: ZonedRequests | undefined;
   #capacity: number;
   /** Set while this device is on the stack: completions are then worked off by whoever set it. */
   #depth = 0;
@@ -104,8 +117,10 @@ export class BlkDevice extends DeviceCore {
       deviceId: VIRTIO_ID_BLOCK,
       queueSizes: new Array<number>(settings.numQueues).fill(settings.queueSize),
       features: blkFeatures(settings),
+      // It cannot be negotiated there (device: Block Device / Device Initialization #4).
+      modernOnly: FeatureSet.of(VIRTIO_BLK_F_ZONED),
       ...(options.ringFeatures === undefined ? {} : { ringFeatures: options.ringFeatures }),
-      configSize: VIRTIO_BLK_CFG_SIZE,
+      configSize: settings.zoned === undefined ? VIRTIO_BLK_CFG_SIZE : VIRTIO_BLK_ZONED_CFG_SIZE,
       environment: options.environment,
     });
     const slots = options.maxInFlight ?? Math.min(MAX_REQUESTS, settings.numQueues * settings.queueSize);
@@ -124,6 +139,7 @@ export class BlkDevice extends DeviceCore {
     this.config.allowWrite(VIRTIO_BLK_CFG_WRITEBACK, 1);
     this.#initWriteback(true);
     this.#io = new BlkIo(this.#ioHost(), backend, slots, settings.numQueues);
+    this.#zoned = settings.zoned && new ZonedRequests(settings.zoned, this.#zonedHost(settings.readOnly));
   }
 
   get backend(): BlockBackend {
@@ -138,6 +154,24 @@ export class BlkDevice extends DeviceCore {
   /** Requests that the back end has now. */
   get inFlight(): number {
     return this.#io.inFlight();
+  }
+
+  /**
+   * Makes zone `zone` (0 is the first) of a zoned disk fail as hardware does: it can only be read, or is lost altogether. It stays
+   * so, also after a reset.
+   * @throws ERR_VIRTKIT_BLK_ZONE when there is no such zone
+   */
+  failZone(zone: number, to: "read-only" | "offline"): void {
+    const zones = this.#zoned?.zones;
+    if (zones === undefined || !Number.isInteger(zone) || zone < 0 || zone >= zones.count)
+      throw new VirtkitError("ERR_VIRTKIT_BLK_ZONE", `${this.name}: no zone ${zone}; there are ${zones?.count ?? 0}`);
+    zones.degrade(zone, to);
+  }
+
+  // A driver that ignores the zones could only destroy data (device: Block Device / Device Initialization #5).
+  protected override acceptsFeatures(features: FeatureSet): boolean {
+    if (this.#zoned === undefined) return true;
+    return features.has(VIRTIO_BLK_F_ZONED) && features.has(VIRTIO_F_VERSION_1);
   }
 
   // A driver that cannot flush gets writes that are durable when they complete, whether it can switch the cache or not
@@ -210,6 +244,10 @@ export class BlkDevice extends DeviceCore {
       completed: () => this.#completed(),
       failed: (op) => this.onError?.(op === BLOCK_READ ? "read" : "write"),
       resized: (capacity) => {
+        if (this.#zoned !== undefined) {
+          this.environment.log.log("warn", `${this.name}: a zoned disk keeps its size`);
+          return;
+        }
         this.#capacity = capacity;
         this.config.update((view) => writeCapacity(view, capacity));
       },
@@ -219,6 +257,25 @@ export class BlkDevice extends DeviceCore {
         this.#backendThrew = true;
       },
       deferred: () => this.#deferResume(),
+    };
+  }
+
+  #zonedHost(readOnly: boolean): ZonedHost {
+    const device = this;
+    return {
+      readOnly,
+      frame: this.#frame,
+      io: this.#io,
+      get memory() {
+        return device.memory;
+      },
+      get negotiated() {
+        return device.features.has(VIRTIO_BLK_F_ZONED);
+      },
+      begun: (running, batch, c) => this.tracer?.emit(requestBegin(running.index, batch.id[c] as number, this.#frame)),
+      answer: (running, batch, c, filled) => this.#answer(running, batch, c, VIRTIO_BLK_S_OK, filled),
+      answerBytes: (running, batch, c, bytes) => this.#answerBytes(running, batch, c, bytes),
+      refuse: (running, batch, c, status) => this.#refuse(running, batch, c, status),
     };
   }
 
@@ -256,10 +313,20 @@ export class BlkDevice extends DeviceCore {
       case VIRTIO_BLK_T_GET_LIFETIME:
         this.#answerLifetime(running, batch, c);
         return true;
+      case VIRTIO_BLK_T_ZONE_APPEND:
+        return this.#takeAppend(running, batch, c);
       default:
-        this.#takeRanges(running, batch, c);
+        if (this.#zoned?.manage(running, batch, c) !== true) this.#takeRanges(running, batch, c);
         return true;
     }
+  }
+
+  #takeAppend(running: RunningQueue, batch: ChainBatch, c: number): boolean {
+    const status = this.#zoned?.beginAppend(batch, c) ?? VIRTIO_BLK_S_UNSUPP;
+    if (status === VIRTIO_BLK_S_OK)
+      return this.#takeTransfer(running, batch, c, BLOCK_WRITE, this.#frame.readableBytes, APPENDED);
+    this.#refuse(running, batch, c, status);
+    return true;
   }
 
   /** Discard, write zeroes, secure erase; what is none of them is unknown. */
@@ -270,7 +337,7 @@ export class BlkDevice extends DeviceCore {
       return;
     }
     const ranges = new RangeList(type.op);
-    const status = this.#readRanges(batch, c, ranges);
+    const status = this.#readRanges(batch, c, ranges) || (this.#zoned?.erase(ranges) ?? VIRTIO_BLK_S_OK);
     if (status !== VIRTIO_BLK_S_OK) this.#refuse(running, batch, c, status);
     else if (ranges.count === 0) this.#answer(running, batch, c, VIRTIO_BLK_S_OK, 0);
     else {
@@ -289,10 +356,11 @@ export class BlkDevice extends DeviceCore {
   }
 
   #rangeLimits(op: number): RangeLimits {
-    const { maxSegments, maxDiscardSectors, maxWriteZeroesSectors } = this.#settings;
+    const { maxSegments, maxDiscardSectors, maxWriteZeroesSectors, maxSecureEraseSectors } = this.#settings;
+    const others = op === BLOCK_SECURE_ERASE ? maxSecureEraseSectors : maxWriteZeroesSectors;
     return {
       maxSegments,
-      maxSectors: op === BLOCK_DISCARD ? maxDiscardSectors : maxWriteZeroesSectors,
+      maxSectors: op === BLOCK_DISCARD ? maxDiscardSectors : others,
       blockSectors: this.#blockSectors,
       capacity: this.#capacity / VIRTIO_BLK_SECTOR_SIZE,
     };
@@ -311,19 +379,31 @@ export class BlkDevice extends DeviceCore {
     this.#answer(running, batch, c, status, 0);
   }
 
-  #takeTransfer(running: RunningQueue, batch: ChainBatch, c: number, op: number, bytes: number): boolean {
+  /** @param appended bytes in front of the status byte that are written already */
+  #takeTransfer(running: RunningQueue, batch: ChainBatch, c: number, op: number, bytes: number, appended = 0): boolean {
     const { sector } = this.#frame;
     const descriptors = (op === BLOCK_READ ? batch.writable[c] : batch.readable[c]) as number;
     if (!this.#isValid(op, sector, bytes, descriptors)) {
       this.#refuse(running, batch, c, VIRTIO_BLK_S_IOERR);
       return true;
     }
+    if (op === BLOCK_READ && this.#zoned !== undefined) return this.#zoned.read(running, batch, c);
     if (bytes === 0) {
-      this.#answer(running, batch, c, VIRTIO_BLK_S_OK, 0);
+      const status = (op === BLOCK_WRITE && this.#zoned?.zones.write(sector, 0)) || VIRTIO_BLK_S_OK;
+      if (status === VIRTIO_BLK_S_OK) this.#answer(running, batch, c, status, appended);
+      else this.#refuse(running, batch, c, status);
       return true;
     }
     const slot = this.#io.transfer(running, batch.id[c] as number, this.#frame, bytes, descriptors);
     if (slot === NONE) return false;
+    // Only now that nothing can put the request off: this moves the write pointer.
+    const status = (op === BLOCK_WRITE && this.#zoned?.zones.write(sector, bytes / VIRTIO_BLK_SECTOR_SIZE)) || 0;
+    if (status !== VIRTIO_BLK_S_OK) {
+      this.#io.cancel(slot);
+      this.#refuse(running, batch, c, status);
+      return true;
+    }
+    this.#io.filled(slot, appended);
     this.tracer?.emit(requestBegin(running.index, batch.id[c] as number, this.#frame));
     const segments = this.#io.segments(slot);
     if (op === BLOCK_READ) this.#frame.writableData(this.memory, batch, c, bytes, segments);

@@ -5,6 +5,7 @@ import { MemoryCharBackend } from "../backend/char/memory.ts";
 import type { CharBackend, CharSink } from "../backend/char/types.ts";
 import { ConsoleDriver, type ConsoleDriverPort } from "../driver/console.ts";
 import { createRig, RIG_CONFIGS, type RigConfig, testEnvironment } from "../testing/rig.ts";
+import { statements } from "../testing/statements.ts";
 import { ConsoleDevice, type ConsoleDeviceOptions } from "./console.ts";
 import { RING_FEATURES } from "./core.ts";
 
@@ -206,32 +207,28 @@ test("console: the guest's open state reaches the host, and bytes wait until it 
   await close();
 });
 
-test(
-  "console: ports come and go while the driver runs, numbers are used again (device: Multiport Device Operation #1, #2)",
-  limit,
-  async () => {
-    const device = consoleDevice();
-    const { driver, close } = await rigOf(device);
-    for (let round = 0; round < 3; round++) {
-      const agent = new MemoryCharBackend();
-      assert.equal(device.addPort({ kind: "serial", backend: agent, name: `round${round}` }).id, 1);
-      const port = await driver.find((p) => p.name === `round${round}` && p.hostOpen);
-      await port.open();
-      await port.write(Buffer.from("x"));
-      await turns(() => agent.stream.available === 1);
-      agent.stream.write(Buffer.from("y"));
-      assert.equal(Buffer.from(await port.read()).toString(), "y");
-      const reading = port.read();
-      device.removePort(1);
-      assert.equal((await reading).length, 0);
-      assert.equal(port.removed, true);
-      assert.equal(driver.ports.size, 0);
-      await assert.rejects(port.write(Buffer.from("z")), { code: "ERR_VIRTKIT_CONSOLE_PORT" });
-    }
-    assert.equal(device.faults, 0);
-    await close();
-  },
-);
+test("console: ports come and go while the driver runs, numbers are used again", limit, async () => {
+  const device = consoleDevice();
+  const { driver, close } = await rigOf(device);
+  for (let round = 0; round < 3; round++) {
+    const agent = new MemoryCharBackend();
+    assert.equal(device.addPort({ kind: "serial", backend: agent, name: `round${round}` }).id, 1);
+    const port = await driver.find((p) => p.name === `round${round}` && p.hostOpen);
+    await port.open();
+    await port.write(Buffer.from("x"));
+    await turns(() => agent.stream.available === 1);
+    agent.stream.write(Buffer.from("y"));
+    assert.equal(Buffer.from(await port.read()).toString(), "y");
+    const reading = port.read();
+    device.removePort(1);
+    assert.equal((await reading).length, 0);
+    assert.equal(port.removed, true);
+    assert.equal(driver.ports.size, 0);
+    await assert.rejects(port.write(Buffer.from("z")), { code: "ERR_VIRTKIT_CONSOLE_PORT" });
+  }
+  assert.equal(device.faults, 0);
+  await close();
+});
 
 test("console: removing a port gives a stalled chain back", limit, async () => {
   const device = consoleDevice();
@@ -264,7 +261,10 @@ test("console: sizes reach each console port", limit, async () => {
 });
 
 test(
-  "console: emergency write works before anything is set up (device: Console Device / Device Initialization #1)",
+  statements(
+    "console: emergency write works before anything is set up",
+    "device: Device Types / Console Device / Device Initialization #1",
+  ),
   limit,
   async () => {
     const device = consoleDevice();

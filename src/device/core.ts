@@ -72,6 +72,8 @@ export interface DeviceDescription {
   readonly queueSizes: readonly number[];
   /** Feature bits of the device type that it offers. */
   readonly features: FeatureSet;
+  /** Those of them that the legacy interface does not show; none unless said. */
+  readonly modernOnly?: FeatureSet;
   /** Ring features it offers; {@link DEFAULT_RING_FEATURES} unless said. */
   readonly ringFeatures?: FeatureSet;
   /** Bytes of the device-specific configuration; 0 for none. */
@@ -102,6 +104,7 @@ export abstract class DeviceCore {
   /** Whom to tell what happens here. Set before the device is attached, as a queue is traced or not from its start on. */
   tracer: Tracer | undefined;
   #offered: FeatureSet;
+  readonly #modernOnly: FeatureSet;
   #legacyOnly = LEGACY_FEATURES;
   #negotiated = FeatureSet.EMPTY;
   #port: TransportPort | undefined;
@@ -119,6 +122,7 @@ export abstract class DeviceCore {
     this.environment = description.environment;
     this.sharedMemory = checkSharedMemory(description.name, description.sharedMemory ?? []);
     this.#offered = description.features.union(description.ringFeatures ?? DEFAULT_RING_FEATURES);
+    this.#modernOnly = description.modernOnly ?? FeatureSet.EMPTY;
     this.#queues = new Array(description.queueSizes.length).fill(undefined);
     this.config = new ConfigSpace(description.configSize, {
       changed: () => {
@@ -137,9 +141,11 @@ export abstract class DeviceCore {
     return this.#offered;
   }
 
-  /** What the legacy interface offers: the low 32 bits, and {@link LEGACY_FEATURES}. */
+  /** What the legacy interface offers: the low 32 bits but for those that are not for it, and {@link LEGACY_FEATURES}. */
   get legacyFeatures(): FeatureSet {
-    return FeatureSet.fromWords([this.#offered.word(0)]).union(this.#legacyOnly);
+    return FeatureSet.fromWords([this.#offered.word(0)])
+      .minus(this.#modernOnly)
+      .union(this.#legacyOnly);
   }
 
   /** The features in force, from {@link setFeatures} on. */

@@ -5,6 +5,7 @@ import type { Environment } from "../common/environment.ts";
 import { RngDriver } from "../driver/rng.ts";
 import { createEntropySource } from "../host/node/entropy.ts";
 import { createRig, RIG_CONFIGS, type RigConfig, testEnvironment } from "../testing/rig.ts";
+import { statements } from "../testing/statements.ts";
 import { RING_FEATURES } from "./core.ts";
 import { RngDevice, type RngDeviceOptions } from "./rng.ts";
 
@@ -27,7 +28,10 @@ const rng = (options: Partial<RngDeviceOptions> = {}) =>
 
 for (const config of RIG_CONFIGS) {
   test(
-    `rng, ${config.transport}, ${config.name}: bytes of the source, each once (device: Entropy Device / Device Operation #1)`,
+    statements(
+      `rng, ${config.transport}, ${config.name}: bytes of the source, each once`,
+      "device: Device Types / Entropy Device / Device Operation #1",
+    ),
     limit,
     async () => {
       const device = rng();

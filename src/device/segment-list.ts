@@ -104,6 +104,15 @@ export class SegmentList {
     return true;
   }
 
+  /** Fills all of it, from the cursor on, with zeros and marks it written; what is gone is left out. */
+  zero(memory: GuestMemory): void {
+    this.drain((bytes) => {
+      bytes.fill(0);
+      memory.markWritten((this.region[this.#at] as MemoryRegion).base + this.#position(), bytes.length);
+      return bytes.length;
+    });
+  }
+
   /** Marks written what went into a vector since the last time, for data that a back end put there. */
   markMoved(memory: GuestMemory): void {
     for (let i = this.#markedAt; i < this.count && i <= this.#at; i++) {

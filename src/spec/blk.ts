@@ -46,6 +46,18 @@ export const VIRTIO_BLK_CFG_MAX_SECURE_ERASE_SEG = 64; // le32
 export const VIRTIO_BLK_CFG_SECURE_ERASE_SECTOR_ALIGNMENT = 68; // le32
 /** Bytes of the configuration up to and without the zoned characteristics. */
 export const VIRTIO_BLK_CFG_SIZE = 72;
+// struct virtio_blk_zoned_characteristics, with VIRTIO_BLK_F_ZONED.
+export const VIRTIO_BLK_CFG_ZONE_SECTORS = 72; // le32
+export const VIRTIO_BLK_CFG_MAX_OPEN_ZONES = 76; // le32
+export const VIRTIO_BLK_CFG_MAX_ACTIVE_ZONES = 80; // le32
+export const VIRTIO_BLK_CFG_MAX_APPEND_SECTORS = 84; // le32
+export const VIRTIO_BLK_CFG_WRITE_GRANULARITY = 88; // le32, bytes
+export const VIRTIO_BLK_CFG_ZONED_MODEL = 92; // u8
+export const VIRTIO_BLK_ZONED_CFG_SIZE = 96;
+
+export const VIRTIO_BLK_Z_NONE = 0;
+export const VIRTIO_BLK_Z_HM = 1;
+export const VIRTIO_BLK_Z_HA = 2;
 
 // Request header: le32 type, le32 reserved, le64 sector; then data; then u8 status (§5.2.6).
 export const VIRTIO_BLK_REQ_TYPE = 0;
@@ -79,10 +91,47 @@ export const VIRTIO_BLK_T_GET_LIFETIME = 10;
 export const VIRTIO_BLK_T_DISCARD = 11;
 export const VIRTIO_BLK_T_WRITE_ZEROES = 13;
 export const VIRTIO_BLK_T_SECURE_ERASE = 14;
+export const VIRTIO_BLK_T_ZONE_APPEND = 15;
+export const VIRTIO_BLK_T_ZONE_REPORT = 16;
+export const VIRTIO_BLK_T_ZONE_OPEN = 18;
+export const VIRTIO_BLK_T_ZONE_CLOSE = 20;
+export const VIRTIO_BLK_T_ZONE_FINISH = 22;
+export const VIRTIO_BLK_T_ZONE_RESET = 24;
+export const VIRTIO_BLK_T_ZONE_RESET_ALL = 26;
 
 export const VIRTIO_BLK_S_OK = 0;
 export const VIRTIO_BLK_S_IOERR = 1;
 export const VIRTIO_BLK_S_UNSUPP = 2;
+export const VIRTIO_BLK_S_ZONE_INVALID_CMD = 3;
+export const VIRTIO_BLK_S_ZONE_UNALIGNED_WP = 4;
+export const VIRTIO_BLK_S_ZONE_OPEN_RESOURCE = 5;
+export const VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE = 6;
+
+/** Bytes of `append_sector`, between the data of a ZONE_APPEND request and its status. */
+export const VIRTIO_BLK_APPEND_SECTOR_SIZE = 8;
+
+// struct virtio_blk_zone_report: le64 nr_zones, padding, then the descriptors.
+export const VIRTIO_BLK_ZONE_REPORT_HEADER_SIZE = 64;
+// struct virtio_blk_zone_descriptor.
+export const VIRTIO_BLK_ZONE_CAP = 0; // le64
+export const VIRTIO_BLK_ZONE_START = 8; // le64
+export const VIRTIO_BLK_ZONE_WP = 16; // le64
+export const VIRTIO_BLK_ZONE_TYPE = 24; // u8
+export const VIRTIO_BLK_ZONE_STATE = 25; // u8
+export const VIRTIO_BLK_ZONE_DESCRIPTOR_SIZE = 64;
+
+export const VIRTIO_BLK_ZT_CONV = 1;
+export const VIRTIO_BLK_ZT_SWR = 2;
+export const VIRTIO_BLK_ZT_SWP = 3;
+
+export const VIRTIO_BLK_ZS_NOT_WP = 0;
+export const VIRTIO_BLK_ZS_EMPTY = 1;
+export const VIRTIO_BLK_ZS_IOPEN = 2;
+export const VIRTIO_BLK_ZS_EOPEN = 3;
+export const VIRTIO_BLK_ZS_CLOSED = 4;
+export const VIRTIO_BLK_ZS_RDONLY = 13;
+export const VIRTIO_BLK_ZS_FULL = 14;
+export const VIRTIO_BLK_ZS_OFFLINE = 15;
 
 /** Bytes of the device id that GET_ID returns, padded with zeros. */
 export const VIRTIO_BLK_ID_BYTES = 20;

@@ -32,9 +32,16 @@ export class RawDevice {
   readonly #nextDescriptor: number[] = [];
   #tables = 0;
 
-  /** Starts every queue of the device with `size` entries. */
-  constructor(device: DeviceCore, features: FeatureSet, options: { size?: number; fixed?: boolean } = {}) {
-    const { size = 64, fixed = true } = options;
+  /**
+   * Starts every queue of the device with `size` entries; with `forced` also when it refuses the features, as a legacy transport has
+   * to.
+   */
+  constructor(
+    device: DeviceCore,
+    features: FeatureSet,
+    options: { size?: number; fixed?: boolean; forced?: boolean } = {},
+  ) {
+    const { size = 64, fixed = true, forced = false } = options;
     this.device = device;
     this.memory = new GuestMemory(
       [
@@ -55,7 +62,7 @@ export class RawDevice {
         this.needsReset = reason;
       },
     });
-    if (!device.setFeatures(features)) throw new Error("the device refuses the features");
+    if (!device.setFeatures(features) && !forced) throw new Error("the device refuses the features");
     device.driverReady(true);
     for (let i = 0; i < device.queueSizes.length && i < 5; i++) this.#startQueue(i, size);
   }

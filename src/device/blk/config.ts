@@ -1,5 +1,4 @@
 import type { BlockBackend } from "../../backend/block/types.ts";
-import { VirtkitError } from "../../common/error.ts";
 import { FeatureSet } from "../../common/feature-set.ts";
 import {
   VIRTIO_BLK_CFG_BLK_SIZE,
@@ -35,13 +34,18 @@ import {
   VIRTIO_BLK_F_SIZE_MAX,
   VIRTIO_BLK_F_TOPOLOGY,
   VIRTIO_BLK_F_WRITE_ZEROES,
+  VIRTIO_BLK_F_ZONED,
   VIRTIO_BLK_ID_BYTES,
   VIRTIO_BLK_SECTOR_SIZE,
 } from "../../spec/blk.ts";
+import { isPowerOfTwo, isWithin, need } from "./need.ts";
 import { MAX_RANGES } from "./ranges.ts";
+import { checkZoned, wholeZones, writeZonedConfig, type ZonedProperties, type ZonedSettings } from "./zoned-config.ts";
 
 /** Sectors of a request that fit QEMU's and Linux' 31-bit byte counts. */
 const MAX_RANGE_SECTORS = Math.floor((2 ** 31 - 1) / VIRTIO_BLK_SECTOR_SIZE);
+/** Largest segment of a zoned disk, unless said. */
+const ZONED_SIZE_MAX = 1024 * 1024;
 
 /** Properties of the device, named as QEMU names them (without the dashes). All sizes in bytes. */
 export interface BlkProperties {
@@ -83,12 +87,18 @@ export interface BlkProperties {
   readonly maxSegments?: number;
   /** Unit that a discard should be a multiple of: a multiple of the logical block size. Default the back end's. */
   readonly discardGranularity?: number;
+  /** Makes it a host-managed zoned disk; then there is neither DISCARD nor WRITE_ZEROES. */
+  readonly zoned?: ZonedProperties | undefined;
 }
 
 /** The same, checked, with every default filled in. */
-export interface BlkSettings extends Required<BlkProperties> {
+export interface BlkSettings extends Required<Omit<BlkProperties, "zoned">> {
   readonly secureErase: boolean;
   readonly lifetime: boolean;
+  /** Sectors of a range of SECURE_ERASE, and the unit that it is made of. */
+  readonly maxSecureEraseSectors: number;
+  readonly secureEraseAlignment: number;
+  readonly zoned: ZonedSettings | undefined;
 }
 
 /** What the settings depend on. */
@@ -110,28 +120,38 @@ export function checkProperties(given: BlkProperties, medium: Medium): BlkSettin
   const queueSize = given.queueSize ?? 256;
   const logicalBlockSize = given.logicalBlockSize ?? medium.blockSize;
   const readOnly = medium.readOnly || (given.readOnly ?? false);
+  const physicalBlockSize = given.physicalBlockSize ?? Math.max(medium.physicalBlockSize, logicalBlockSize);
+  const segMax = given.segMax ?? queueSize - 2;
+  // max_append_sectors is bounded by seg_max * size_max (device: Block Device / Device Initialization #11): there is one, then.
+  const sizeMax = given.sizeMax || (given.zoned === undefined ? 0 : ZONED_SIZE_MAX);
+  const zoned =
+    given.zoned && checkZoned(given.zoned, { capacity: medium.capacity, physicalBlockSize, segMax, sizeMax });
+  const maxWriteZeroesSectors = given.maxWriteZeroesSectors ?? MAX_RANGE_SECTORS;
   const settings: BlkSettings = {
     queueSize,
     numQueues: given.numQueues ?? 1,
     serial: given.serial ?? "",
     logicalBlockSize,
-    physicalBlockSize: given.physicalBlockSize ?? Math.max(medium.physicalBlockSize, logicalBlockSize),
+    physicalBlockSize,
     minIoSize: given.minIoSize ?? 0,
     optIoSize: given.optIoSize ?? 0,
     configWce: given.configWce ?? true,
     writeCache: given.writeCache ?? "on",
     readOnly,
-    segMax: given.segMax ?? queueSize - 2,
-    sizeMax: given.sizeMax ?? 0,
+    segMax,
+    sizeMax,
     geometry: given.geometry ?? guessGeometry(medium.capacity, logicalBlockSize),
-    discard: !readOnly && medium.discard === true && given.discard !== false,
-    writeZeroes: !readOnly && medium.writeZeroes === true && given.writeZeroes !== false,
+    discard: !readOnly && medium.discard === true && given.discard !== false && zoned === undefined,
+    writeZeroes: !readOnly && medium.writeZeroes === true && given.writeZeroes !== false && zoned === undefined,
     secureErase: !readOnly && medium.secureErase === true,
     lifetime: medium.lifetime !== undefined,
     maxDiscardSectors: given.maxDiscardSectors ?? MAX_RANGE_SECTORS,
-    maxWriteZeroesSectors: given.maxWriteZeroesSectors ?? MAX_RANGE_SECTORS,
+    maxWriteZeroesSectors,
+    maxSecureEraseSectors: zoned ? wholeZones(zoned, maxWriteZeroesSectors) : maxWriteZeroesSectors,
+    secureEraseAlignment: zoned?.zoneSectors ?? logicalBlockSize / VIRTIO_BLK_SECTOR_SIZE,
     maxSegments: given.maxSegments ?? 1,
     discardGranularity: given.discardGranularity ?? Math.max(medium.discardUnit ?? 0, logicalBlockSize),
+    zoned,
   };
   checkQueues(settings);
   checkRanges(settings);
@@ -227,6 +247,7 @@ export function blkFeatures(settings: BlkSettings): FeatureSet {
   if (settings.writeZeroes) bits.push(VIRTIO_BLK_F_WRITE_ZEROES);
   if (settings.secureErase) bits.push(VIRTIO_BLK_F_SECURE_ERASE);
   if (settings.lifetime) bits.push(VIRTIO_BLK_F_LIFETIME);
+  if (settings.zoned !== undefined) bits.push(VIRTIO_BLK_F_ZONED);
   return FeatureSet.of(...bits);
 }
 
@@ -245,6 +266,7 @@ export function writeConfig(view: DataView, settings: BlkSettings, capacity: num
   view.setUint32(VIRTIO_BLK_CFG_OPT_IO_SIZE, settings.optIoSize / logical, true);
   view.setUint16(VIRTIO_BLK_CFG_NUM_QUEUES, settings.numQueues, true);
   writeRangeLimits(view, settings);
+  if (settings.zoned !== undefined) writeZonedConfig(view, settings.zoned);
 }
 
 function writeRangeLimits(view: DataView, settings: BlkSettings): void {
@@ -261,10 +283,9 @@ function writeRangeLimits(view: DataView, settings: BlkSettings): void {
     view.setUint8(VIRTIO_BLK_CFG_WRITE_ZEROES_MAY_UNMAP, 1);
   }
   if (settings.secureErase) {
-    view.setUint32(VIRTIO_BLK_CFG_MAX_SECURE_ERASE_SECTORS, maxWriteZeroesSectors, true);
+    view.setUint32(VIRTIO_BLK_CFG_MAX_SECURE_ERASE_SECTORS, settings.maxSecureEraseSectors, true);
     view.setUint32(VIRTIO_BLK_CFG_MAX_SECURE_ERASE_SEG, maxSegments, true);
-    const alignment = settings.logicalBlockSize / VIRTIO_BLK_SECTOR_SIZE;
-    view.setUint32(VIRTIO_BLK_CFG_SECURE_ERASE_SECTOR_ALIGNMENT, alignment, true);
+    view.setUint32(VIRTIO_BLK_CFG_SECURE_ERASE_SECTOR_ALIGNMENT, settings.secureEraseAlignment, true);
   }
 }
 
@@ -290,11 +311,4 @@ export function guessGeometry(capacity: number, logicalBlockSize: number): BlkSe
     heads,
     sectors: uneven ? Math.max(1, sectors - (sectors % blockSectors)) : sectors,
   };
-}
-
-const isPowerOfTwo = (n: number): boolean => n > 0 && Number.isInteger(Math.log2(n));
-const isWithin = (n: number, low: number, high: number): boolean => Number.isInteger(n) && n >= low && n <= high;
-
-function need(ok: boolean, what: string, range: string): void {
-  if (!ok) throw new VirtkitError("ERR_VIRTKIT_BLK_OPTION", `block device: ${what} is out of range; give ${range}`);
 }

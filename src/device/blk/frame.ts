@@ -39,10 +39,10 @@ export class RequestFrame {
     collect(memory, batch, first, batch.readable[c] as number, HEADER, this.readableBytes, into);
   }
 
-  /** Appends the first `bytes` bytes of the room for data that the driver expects. */
-  writableData(memory: GuestMemory, batch: ChainBatch, c: number, bytes: number, into: SegmentList): void {
+  /** Appends `bytes` bytes of the room for data that the driver expects, the first ones or those behind `skip` others. */
+  writableData(memory: GuestMemory, batch: ChainBatch, c: number, bytes: number, into: SegmentList, skip = 0): void {
     const first = (batch.first[c] as number) + (batch.readable[c] as number);
-    collect(memory, batch, first, batch.writable[c] as number, 0, bytes, into);
+    collect(memory, batch, first, batch.writable[c] as number, skip, bytes, into);
   }
 
   #readHeader(memory: GuestMemory, batch: ChainBatch, c: number): void {

@@ -145,6 +145,21 @@ export class BlkIo {
     return slot;
   }
 
+  /** Gives back a slot that was not begun. */
+  cancel(slot: number): void {
+    this.#release(slot);
+  }
+
+  /** The caller has written `bytes` bytes of the driver's room for data, behind those that are read. */
+  filled(slot: number, bytes: number): void {
+    this.#table.filled[slot] = bytes;
+  }
+
+  /** Counts bytes that were written without any I/O against this turn's budget. */
+  charge(bytes: number): void {
+    this.#turnBytes += bytes;
+  }
+
   segments(slot: number): SegmentList {
     return this.#table.segments[slot] as SegmentList;
   }
@@ -378,7 +393,8 @@ export class BlkIo {
     const table = this.#table;
     const running = table.running[request] as RunningQueue;
     const room = table.room[request] as number;
-    const moved = op === BLOCK_READ && result === BLOCK_OK ? (table.bytes[request] as number) : 0;
+    const read = op === BLOCK_READ ? (table.bytes[request] as number) : 0;
+    const moved = result === BLOCK_OK ? read + (table.filled[request] as number) : 0;
     this.#count(table.ranges[request]?.op ?? op, result, table.bytes[request] as number);
     if (running.live) {
       const status =

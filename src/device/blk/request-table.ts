@@ -26,6 +26,8 @@ export class RequestTable {
   readonly bytes: Float64Array;
   /** Device-writable bytes in front of the status byte. */
   readonly room: Float64Array;
+  /** Those of them that were written when it was taken, behind what it reads. */
+  readonly filled: Float64Array;
   readonly segments: SegmentList[];
   readonly staging: (Uint8Array | undefined)[];
   /** Of a request that names ranges instead of moving data. */
@@ -53,6 +55,7 @@ export class RequestTable {
     this.statusOffset = new Float64Array(slots);
     this.bytes = new Float64Array(slots);
     this.room = new Float64Array(slots);
+    this.filled = new Float64Array(slots);
     this.segments = Array.from({ length: slots }, () => new SegmentList());
     this.staging = new Array(slots).fill(undefined);
     this.ranges = new Array(slots).fill(undefined);
@@ -74,6 +77,7 @@ export class RequestTable {
     this.statusOffset[slot] = offset;
     this.bytes[slot] = 0;
     this.room[slot] = room;
+    this.filled[slot] = 0;
     this.done[slot] = 0;
     (this.segments[slot] as SegmentList).clear();
     return slot;

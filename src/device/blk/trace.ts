@@ -12,6 +12,10 @@ import {
   VIRTIO_BLK_S_IOERR,
   VIRTIO_BLK_S_OK,
   VIRTIO_BLK_S_UNSUPP,
+  VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE,
+  VIRTIO_BLK_S_ZONE_INVALID_CMD,
+  VIRTIO_BLK_S_ZONE_OPEN_RESOURCE,
+  VIRTIO_BLK_S_ZONE_UNALIGNED_WP,
   VIRTIO_BLK_T_DISCARD,
   VIRTIO_BLK_T_FLUSH,
   VIRTIO_BLK_T_GET_ID,
@@ -20,6 +24,13 @@ import {
   VIRTIO_BLK_T_OUT,
   VIRTIO_BLK_T_SECURE_ERASE,
   VIRTIO_BLK_T_WRITE_ZEROES,
+  VIRTIO_BLK_T_ZONE_APPEND,
+  VIRTIO_BLK_T_ZONE_CLOSE,
+  VIRTIO_BLK_T_ZONE_FINISH,
+  VIRTIO_BLK_T_ZONE_OPEN,
+  VIRTIO_BLK_T_ZONE_REPORT,
+  VIRTIO_BLK_T_ZONE_RESET,
+  VIRTIO_BLK_T_ZONE_RESET_ALL,
 } from "../../spec/blk.ts";
 import type { IoBeginEvent, IoEndEvent, MergeEvent, RequestBeginEvent, RequestEndEvent } from "../../trace/types.ts";
 import type { RunningQueue } from "../running-queue.ts";
@@ -37,12 +48,23 @@ const TYPES: ReadonlyMap<number, string> = new Map([
   [VIRTIO_BLK_T_DISCARD, "DISCARD"],
   [VIRTIO_BLK_T_WRITE_ZEROES, "WRITE_ZEROES"],
   [VIRTIO_BLK_T_SECURE_ERASE, "SECURE_ERASE"],
+  [VIRTIO_BLK_T_ZONE_APPEND, "ZONE_APPEND"],
+  [VIRTIO_BLK_T_ZONE_REPORT, "ZONE_REPORT"],
+  [VIRTIO_BLK_T_ZONE_OPEN, "ZONE_OPEN"],
+  [VIRTIO_BLK_T_ZONE_CLOSE, "ZONE_CLOSE"],
+  [VIRTIO_BLK_T_ZONE_FINISH, "ZONE_FINISH"],
+  [VIRTIO_BLK_T_ZONE_RESET, "ZONE_RESET"],
+  [VIRTIO_BLK_T_ZONE_RESET_ALL, "ZONE_RESET_ALL"],
 ]);
 
 const STATUSES: ReadonlyMap<number, string> = new Map([
   [VIRTIO_BLK_S_OK, "OK"],
   [VIRTIO_BLK_S_IOERR, "IOERR"],
   [VIRTIO_BLK_S_UNSUPP, "UNSUPP"],
+  [VIRTIO_BLK_S_ZONE_INVALID_CMD, "ZONE_INVALID_CMD"],
+  [VIRTIO_BLK_S_ZONE_UNALIGNED_WP, "ZONE_UNALIGNED_WP"],
+  [VIRTIO_BLK_S_ZONE_OPEN_RESOURCE, "ZONE_OPEN_RESOURCE"],
+  [VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE, "ZONE_ACTIVE_RESOURCE"],
 ]);
 
 const OPERATIONS: ReadonlyMap<number, string> = new Map([
@@ -56,7 +78,8 @@ const OPERATIONS: ReadonlyMap<number, string> = new Map([
 
 export function requestBegin(queue: number, head: number, frame: RequestFrame): RequestBeginEvent {
   const { type, sector, readableBytes, writableBytes } = frame;
-  const place = type === VIRTIO_BLK_T_IN || type === VIRTIO_BLK_T_OUT ? { sector } : {};
+  const hasSector = type === VIRTIO_BLK_T_IN || type === VIRTIO_BLK_T_OUT || type >= VIRTIO_BLK_T_ZONE_APPEND;
+  const place = hasSector ? { sector } : {};
   const length = type === VIRTIO_BLK_T_IN ? writableBytes : readableBytes;
   return { kind: "request-begin", queue, head, type: TYPES.get(type) ?? type, ...place, length };
 }
