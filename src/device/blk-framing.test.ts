@@ -15,6 +15,7 @@ import { VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from "../spec/features.ts"
 import { ManualBlockBackend } from "../testing/manual-block.ts";
 import { cut, RAW_DATA, RAW_DATA_BYTES, RawDevice, type RawPiece } from "../testing/raw-device.ts";
 import { testEnvironment } from "../testing/rig.ts";
+import { statements } from "../testing/statements.ts";
 import { BlkDevice } from "./blk.ts";
 
 const limit = { timeout: 30_000 };
@@ -83,7 +84,10 @@ for (const [name, fixed, make] of BACKENDS) {
   for (const layout of LAYOUTS) {
     for (const indirect of [false, true]) {
       test(
-        `blk framing, data ${name}, ${layout.name}, ${indirect ? "indirect" : "direct"} (device: Message Framing #1)`,
+        statements(
+          `blk framing, data ${name}, ${layout.name}, ${indirect ? "indirect" : "direct"}`,
+          "device: Basic Facilities of a Virtio Device / Message Framing #1",
+        ),
         limit,
         () => {
           const { raw, run, disk, byte, device } = bench(make, fixed);

@@ -17,6 +17,7 @@ import {
 import { VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import { cut, RAW_DATA, RawDevice } from "../testing/raw-device.ts";
 import { testEnvironment } from "../testing/rig.ts";
+import { statements } from "../testing/statements.ts";
 import { ConsoleDevice, type ConsoleDeviceOptions } from "./console.ts";
 
 const limit = { timeout: 30_000 };
@@ -202,24 +203,31 @@ test("console: random chains on every queue: each comes back or waits, no stray 
   );
 });
 
-test("console: bytes go into buffers of any cut, and an empty one comes back at once", limit, () => {
-  const { device, raw, agent, send } = bench();
-  send(0, VIRTIO_CONSOLE_DEVICE_READY, 1);
-  send(1, VIRTIO_CONSOLE_PORT_OPEN, 1);
-  raw.offer(RX1, [], cut(INBOX, 10, [1, 2, 9]));
-  raw.offer(RX1, [{ address: OUTBOX, length: 4 }], []);
-  raw.offer(RX1, [], [{ address: INBOX + 100, length: 50 }]);
-  raw.kick(RX1);
-  assert.equal(agent.stream.write(Buffer.from("0123456789abcdef")), 16);
-  assert.deepEqual(
-    raw.used(RX1).map(({ length }) => length),
-    [10, 0, 6],
-  );
-  const bytes = Buffer.alloc(106);
-  raw.memory.read(INBOX, bytes);
-  assert.equal(bytes.subarray(0, 10).toString() + bytes.subarray(100).toString(), "0123456789abcdef");
-  assert.equal(device.faults, 1);
-});
+test(
+  statements(
+    "console: bytes go into buffers of any cut, and an empty one comes back at once",
+    "device: Basic Facilities of a Virtio Device / Message Framing #1",
+  ),
+  limit,
+  () => {
+    const { device, raw, agent, send } = bench();
+    send(0, VIRTIO_CONSOLE_DEVICE_READY, 1);
+    send(1, VIRTIO_CONSOLE_PORT_OPEN, 1);
+    raw.offer(RX1, [], cut(INBOX, 10, [1, 2, 9]));
+    raw.offer(RX1, [{ address: OUTBOX, length: 4 }], []);
+    raw.offer(RX1, [], [{ address: INBOX + 100, length: 50 }]);
+    raw.kick(RX1);
+    assert.equal(agent.stream.write(Buffer.from("0123456789abcdef")), 16);
+    assert.deepEqual(
+      raw.used(RX1).map(({ length }) => length),
+      [10, 0, 6],
+    );
+    const bytes = Buffer.alloc(106);
+    raw.memory.read(INBOX, bytes);
+    assert.equal(bytes.subarray(0, 10).toString() + bytes.subarray(100).toString(), "0123456789abcdef");
+    assert.equal(device.faults, 1);
+  },
+);
 
 test("console: a guest that gives new buffers from inside the notification gets each byte once", limit, () => {
   const { raw, agent, send } = bench();

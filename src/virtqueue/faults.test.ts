@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { GuestMemory } from "../memory/guest-memory.ts";
 import { MemoryRegion } from "../memory/memory-region.ts";
-import { VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE } from "../spec/ring.ts";
+import { VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT } from "../spec/ring.ts";
 import { type RawDescriptor, RawPackedRing, RawSplitRing, writeSplitDescriptor } from "../testing/raw-ring.ts";
 import { NO_FEATURES } from "../testing/ring-contract.ts";
 import {
@@ -36,7 +36,6 @@ import {
 // Each malformation, for each ring format, and the fault the device's side ends in; then what looks odd and is allowed.
 
 const NEXT = VIRTQ_DESC_F_NEXT;
-const WRITE = VIRTQ_DESC_F_WRITE;
 const INDIRECT = VIRTQ_DESC_F_INDIRECT;
 const LIMIT = { timeout: 20_000 };
 
@@ -283,13 +282,6 @@ for (const [name, chain, readables, writables] of ALLOWED) {
     is(rig);
   });
 }
-
-test("device, split: descriptors in front of an indirect table (§2.7.5.3.2)", LIMIT, () => {
-  const rig = splitRig();
-  offerSplit(rig, [readable(), { ...splitTable(rig, [readable(), writable()]), flags: INDIRECT | WRITE }]);
-  assert.equal(rig.queue.pop(rig.batch, 1), 1, rig.queue.fault?.reason);
-  assert.deepEqual([rig.batch.readable[0], rig.batch.writable[0]], [2, 1]);
-});
 
 test("device: indirect tables may be longer than the queue and lie at any address", LIMIT, () => {
   for (const address of [TABLE, TABLE + 1, TABLE + 2]) {

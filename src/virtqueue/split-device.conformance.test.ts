@@ -65,6 +65,40 @@ test(statements("WRITE means nothing in the descriptor that refers to a table", 
       }
 });
 
+test(statements("any number of direct descriptors in front of a table", `${INDIRECT} #2`), LIMIT, () => {
+  const property = fc.property(
+    fc.nat(SIZE - 1),
+    fc.integer({ min: 1, max: 20 }),
+    fc.nat(20),
+    (direct, entries, out) => {
+      const { queue, ring, view, pop, batch } = setUp({ indirect: true });
+      const flags = (i: number) => (i < out ? 0 : VIRTQ_DESC_F_WRITE);
+      for (let i = 0; i < direct; i++)
+        ring.writeDescriptor(i, { address: BUFFER + i, length: 1, flags: flags(i) | VIRTQ_DESC_F_NEXT, next: i + 1 });
+      for (let i = 0; i < entries; i++)
+        writeSplitDescriptor(view, TABLE + 16 * i, {
+          address: BUFFER + direct + i,
+          length: 1,
+          flags: flags(direct + i) | (i < entries - 1 ? VIRTQ_DESC_F_NEXT : 0),
+          next: i + 1,
+        });
+      ring.writeDescriptor(direct, { address: TABLE, length: 16 * entries, flags: VIRTQ_DESC_F_INDIRECT });
+      ring.offer(0);
+      assert.deepEqual(pop(), [0], queue.fault?.reason);
+      const total = direct + entries;
+      assert.deepEqual([batch.readable[0], batch.writable[0]], [Math.min(out, total), Math.max(total - out, 0)]);
+      assert.deepEqual(
+        [...batch.offset.subarray(0, total)],
+        Array.from({ length: total }, (_, i) => BUFFER + i),
+      );
+      queue.push(0, 0);
+      queue.flush();
+      assert.deepEqual(ring.readUsed(0), { id: 0, length: 0 });
+    },
+  );
+  fc.assert(property, { numRuns: 300 });
+});
+
 test(
   statements(
     "without EVENT_IDX flags 0 gets a notification for whatever was used, used_event is not looked at",
