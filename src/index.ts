@@ -5,6 +5,7 @@ export type { ExecOptions, ExecResult } from "./machine/guest-agent/index.ts";
 export type { MachineEnd, MachineEvents } from "./machine/machine-events.ts";
 export { UsageError } from "./machine/usage-error.ts";
 export type { VirtualMachine } from "./machine/virtual-machine.ts";
-export { createMachine, type DriveSettings, type MachineOptions, type TraceSettings } from "./node/create-machine.ts";
+export { createMachine, type MachineOptions, type TraceSettings } from "./node/create-machine.ts";
+export type { DriveSettings, ModuleSettings } from "./node/drive-settings.ts";
 export { statsTable } from "./trace/stats-table.ts";
 export type { TraceEvent, TraceKind } from "./trace/types.ts";

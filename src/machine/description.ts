@@ -1,3 +1,4 @@
+import type { DiskSource } from "../backend/block/disk.ts";
 import type { BlockBackend } from "../backend/block/types.ts";
 import type { CharBackend } from "../backend/char/types.ts";
 import type { PropertySetting } from "./object-model/values.ts";
@@ -49,8 +50,8 @@ export const AIO_MODES = ["threads", "native", "io_uring"] as const;
 export interface DriveOptions {
   readonly option: string;
   readonly id: string;
-  /** The image, or a back end that is open already. */
-  readonly source: { readonly file: string } | { readonly backend: BlockBackend };
+  /** The image, a back end that is open already, or a user's own disk. */
+  readonly source: { readonly file: string } | { readonly backend: BlockBackend } | ModuleDrive;
   /** Undefined: found out from the image's first bytes. */
   readonly format: "raw" | undefined;
   /** "virtio" makes a virtio-blk-pci device for it. */
@@ -65,6 +66,15 @@ export interface DriveOptions {
   readonly discard: "ignore" | "unmap";
   /** Writes go to a temporary file, and nothing of them is left at the end. Default false. */
   readonly snapshot?: boolean;
+}
+
+/** A disk of the user's own: a module's file, or what one would export. */
+export interface ModuleDrive {
+  readonly module: string | DiskSource;
+  /** opt.NAME=VALUE */
+  readonly options: Readonly<Record<string, string>>;
+  /** Milliseconds that a request may take; 0 for as long as it takes. */
+  readonly timeout: number;
 }
 
 /** What a cache mode stands for. */

@@ -1,4 +1,3 @@
-import type { BlockBackend } from "../backend/block/types.ts";
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
 import { checkMemorySize } from "../engine/v86/index.ts";
@@ -7,7 +6,8 @@ import { NodeBackends } from "../host/node/backend-factory.ts";
 import { createEnvironment, createLogger } from "../host/node/environment.ts";
 import type { OnGuestProgress } from "../host/node/guest/index.ts";
 import { checkImage } from "../host/node/image-file.ts";
-import { cacheOf, type DriveOptions, type MachineDescription } from "../machine/description.ts";
+import { loadUserModule } from "../host/node/user-module.ts";
+import type { MachineDescription } from "../machine/description.ts";
 import { type DeviceSettings, deviceOptions } from "../machine/device-settings.ts";
 import { withAgentPorts } from "../machine/guest-agent/index.ts";
 import { checkDescription } from "../machine/machine-builder.ts";
@@ -19,21 +19,8 @@ import { VirtualMachine } from "../machine/virtual-machine.ts";
 import type { TraceFilter, TraceSink } from "../trace/tracing.ts";
 import type { TraceEvent } from "../trace/types.ts";
 import { type BootSource, prepareBoot } from "./boot.ts";
+import { type DriveSettings, driveOptions } from "./drive-settings.ts";
 import { checkTraces, NodeMachineTrace, type TraceRequest } from "./machine-trace.ts";
-
-/** A disk: an image file, or a back end of the program's own. */
-export type DriveSettings = (
-  | { readonly file: string; readonly backend?: undefined }
-  | { readonly backend: BlockBackend; readonly file?: undefined }
-) & {
-  /** Default "drive0", "drive1", ... */
-  readonly id?: string;
-  readonly readOnly?: boolean;
-  /** Writes of the guest go to a temporary file (or memory, over a back end) and are gone at the end. Default false. */
-  readonly snapshot?: boolean;
-  /** "virtio" (default) plugs it in as the next virtio-blk-pci; "none" leaves that to `devices`. */
-  readonly interface?: "virtio" | "none";
-};
 
 export interface MachineOptions {
   /** Bytes, or a number with K, M or G: "256M". Default "256M". */
@@ -145,7 +132,10 @@ export async function assembleMachine(options: AssembleOptions): Promise<Virtual
   await rehearse(description, registry, environment);
   // Before a guest is prepared, which may take a download.
   for (const { option, source, readOnly } of description.drives)
-    if ("file" in source) await blameAsync(option, () => checkImage(source.file, readOnly));
+    await blameAsync(option, async () => {
+      if ("file" in source) await checkImage(source.file, readOnly);
+      else if ("module" in source && typeof source.module === "string") await loadUserModule(source.module);
+    });
   const files = await prepareBoot({
     source: options.source,
     memory: description.memory,
@@ -179,7 +169,7 @@ function describe(options: MachineOptions): MachineDescription {
     objects: [],
     chardevs: [],
     serials: [],
-    drives: (options.drives ?? []).map(driveOf),
+    drives: (options.drives ?? []).map(driveOptions),
     devices: (options.devices ?? []).map((device, index) => deviceOptions(device, `devices[${index}]`)),
   };
 }
@@ -189,23 +179,6 @@ function bytesOf(memory: number | string): number {
   const match = /^(\d+)([KMG]?)$/i.exec(memory);
   if (match === null) throw new VirtkitError("ERR_VIRTKIT_OPTION", `memory: '${memory}' is no size; write "256M"`);
   return Number(match[1]) * (UNITS[(match[2] ?? "").toUpperCase()] ?? 1);
-}
-
-function driveOf(drive: string | DriveSettings, index: number): DriveOptions {
-  const given: DriveSettings = typeof drive === "string" ? { file: drive } : drive;
-  return {
-    option: `drives[${index}]`,
-    id: given.id ?? `drive${index}`,
-    source: given.backend === undefined ? { file: given.file } : { backend: given.backend },
-    format: "raw",
-    interface: given.interface ?? "virtio",
-    readOnly: given.readOnly ?? false,
-    ...(given.snapshot === true ? { snapshot: true } : {}),
-    locking: true,
-    cache: cacheOf("writeback"),
-    aio: "threads",
-    discard: "ignore",
-  };
 }
 
 function traceOf({ file, onEvent, ...filter }: TraceSettings, index: number): TraceRequest {

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 export interface CodeBlock {
-  /** Of the README, from 1: where the block begins. */
+  /** Of the document, from 1: where the block begins. */
   readonly line: number;
   readonly language: string;
   readonly code: string;
@@ -15,9 +15,12 @@ interface Package {
 }
 
 /** The fenced blocks of README.md. */
-export const readmeBlocks = (): CodeBlock[] => {
+export const readmeBlocks = (): CodeBlock[] => blocksOf("README.md");
+
+/** The fenced blocks of a document. */
+export const blocksOf = (document: string): CodeBlock[] => {
   const blocks: CodeBlock[] = [];
-  const lines = readFileSync(new URL("README.md", ROOT), "utf8").split("\n");
+  const lines = readFileSync(new URL(document, ROOT), "utf8").split("\n");
   for (let at = 0; at < lines.length; at++) {
     const [, language] = /^```(\w+)/.exec(lines[at] ?? "") ?? [];
     if (language === undefined) continue;
@@ -48,3 +51,20 @@ export const fromSources = (code: string): string =>
     /from "(virtkit(?:\/[^"]+)?)"/g,
     (_, specifier: string) => `from ${JSON.stringify(sourceOf(specifier))}`,
   );
+
+/** The files of a guide, by the names in their first lines (`// file: NAME`), as they stand there. */
+export const guideFiles = (document: string): Map<string, string> =>
+  new Map(
+    blocksOf(document).flatMap(({ code }): [string, string][] => {
+      const [, name] = /^\/\/ file: (\S+)\n/.exec(code) ?? [];
+      return name === undefined ? [] : [[name, `${code}\n`]];
+    }),
+  );
+
+/** The command lines of a document that run virtkit, as words without the program's own name. */
+export const commandLines = (document: string): string[][] =>
+  blocksOf(document)
+    .filter(({ language }) => language === "sh")
+    .flatMap(({ code }) => code.split("\n"))
+    .filter((line) => line.startsWith("virtkit "))
+    .map((line) => [...line.matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain ?? "").slice(1));

@@ -1,4 +1,12 @@
-import { AIO_MODES, CACHE_MODES, cacheOf, type DriveCache, type DriveOptions } from "../../machine/description.ts";
+import { DISK_TIMEOUT } from "../../backend/block/open-disk.ts";
+import {
+  AIO_MODES,
+  CACHE_MODES,
+  cacheOf,
+  type DriveCache,
+  type DriveOptions,
+  type ModuleDrive,
+} from "../../machine/description.ts";
 import { oneOf } from "../../machine/nearest.ts";
 import { Keyval } from "./keyval.ts";
 
@@ -45,8 +53,9 @@ export interface ParsedDrive extends Omit<DriveOptions, "id"> {
 export function parseDrive(text: string): ParsedDrive {
   const keys = new Keyval("-drive", text);
   const id = keys.id();
-  const source = { file: fileName(keys) };
-  const format = parseFormat(keys, source.file);
+  const file = fileName(keys);
+  const source = isModule(keys) ? parseModule(keys, file) : { file };
+  const format = "module" in source ? "raw" : parseFormat(keys, file);
   const parsed = {
     option: keys.option,
     id,
@@ -70,6 +79,19 @@ export function parseDrive(text: string): ParsedDrive {
   return parsed;
 }
 
+const isModule = (keys: Keyval): boolean => [keys.text("driver"), keys.text("format")].includes("module");
+
+/** A module of the user's own in place of an image. */
+function parseModule(keys: Keyval, module: string): ModuleDrive {
+  const seconds = keys.text("timeout");
+  const timeout = seconds === undefined ? DISK_TIMEOUT : Math.round(Number(seconds) * 1000);
+  if (seconds?.trim() === "" || !(timeout >= 0 && timeout < 2 ** 31))
+    keys.fail(`timeout='${seconds}' is no number of seconds`, "Give seconds, such as 30 or 0.5; 0 waits for ever.");
+  const names = keys.keys.filter((key) => key.startsWith("opt.") && key.length > "opt.".length);
+  const options = names.map((key) => [key.slice("opt.".length), keys.text(key) ?? ""] as const);
+  return { module, options: Object.fromEntries(options), timeout };
+}
+
 function fileName(keys: Keyval): string {
   const file = keys.textOf("file", "file.filename");
   if (file === undefined || file === "")
@@ -88,7 +110,10 @@ function parseFormat(keys: Keyval, file: string): "raw" | undefined {
       `format '${format}' is not supported, only raw is`,
       `Convert the image first: qemu-img convert -O raw ${file} ${rawName(file)}`,
     );
-  return keys.fail(`Unknown driver '${format}'`, "The only valid format is raw: format=raw.");
+  return keys.fail(
+    `Unknown driver '${format}'`,
+    "Valid: format=raw for an image, driver=module for a JavaScript module.",
+  );
 }
 
 export const rawName = (file: string): string => `${file.replace(/\.[^./\\]*$/, "")}.raw`;

@@ -42,7 +42,7 @@ export const RUN_OPTIONS: readonly RunOptionSpec[] = [
     name: "drive",
     argument: "file=IMAGE,KEY=VALUE,...",
     group: DEVICES,
-    help: "a disk: format=raw, if=virtio (default) or none, id, readonly=on, cache, discard, snapshot=on, index, aio",
+    help: "a disk: format=raw, if=virtio (default) or none, id, readonly=on, cache, discard, snapshot=on, index, aio; driver=module,file=./MINE.mjs: a disk of your own, with opt.NAME=VALUE and timeout=SECONDS for it",
   },
   {
     name: "device",

@@ -1,4 +1,5 @@
 import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import { openDisk } from "../../backend/block/open-disk.ts";
 import type { BlockBackend } from "../../backend/block/types.ts";
 import { NullCharBackend } from "../../backend/char/null.ts";
 import { RingCharBackend } from "../../backend/char/ringbuf.ts";
@@ -7,7 +8,7 @@ import type { EntropySource } from "../../backend/entropy/types.ts";
 import type { Environment } from "../../common/environment.ts";
 import { VirtkitError } from "../../common/error.ts";
 import type { BackendFactory, EntropyOptions } from "../../machine/backend-factory.ts";
-import type { ChardevOptions, DriveOptions, StdioChardev } from "../../machine/description.ts";
+import type { ChardevOptions, DriveOptions, ModuleDrive, StdioChardev } from "../../machine/description.ts";
 import { createEntropySource } from "./entropy.ts";
 import { FileBlockBackend } from "./file-block.ts";
 import { openFileChar, openPipeChar } from "./file-char.ts";
@@ -15,6 +16,7 @@ import { probeFormat } from "./image-format.ts";
 import { openOverlay } from "./scratch-file.ts";
 import { openSocketChar } from "./socket-char.ts";
 import { Terminal, type TerminalOptions } from "./terminal.ts";
+import { loadUserModule } from "./user-module.ts";
 
 export interface NodeBackendOptions extends Pick<TerminalOptions, "input" | "output" | "onQuit" | "onInterrupt"> {
   readonly environment: Environment;
@@ -34,10 +36,11 @@ export class NodeBackends implements BackendFactory {
     return this.#terminal;
   }
 
-  /** @throws ERR_VIRTKIT_IMAGE_*, or ERR_VIRTKIT_IMAGE_FORMAT when the image is not raw */
+  /** @throws ERR_VIRTKIT_IMAGE_*, ERR_VIRTKIT_IMAGE_FORMAT when the image is not raw, ERR_VIRTKIT_MODULE */
   async openDrive(options: DriveOptions): Promise<BlockBackend> {
     const { source, locking, cache, format, discard } = options;
     if ("backend" in source) return source.backend;
+    if ("module" in source) return this.#openModule(source, options);
     const { environment } = this.#options;
     const path = source.file;
     const { noFlush } = cache;
@@ -50,6 +53,20 @@ export class NodeBackends implements BackendFactory {
       await backend.close();
       throw error;
     }
+    return overlay ? openOverlay(backend, { environment }) : backend;
+  }
+
+  async #openModule({ module, options, timeout }: ModuleDrive, drive: DriveOptions): Promise<BlockBackend> {
+    const environment = awake(this.#options.environment);
+    const overlay = drive.snapshot === true && !drive.readOnly;
+    const backend = await openDisk(typeof module === "string" ? await loadUserModule(module) : module, {
+      environment,
+      name: typeof module === "string" ? module : `drive '${drive.id}'`,
+      options,
+      timeout,
+      readOnly: drive.readOnly || overlay,
+      noFlush: drive.cache.noFlush,
+    });
     return overlay ? openOverlay(backend, { environment }) : backend;
   }
 
@@ -100,6 +117,15 @@ export class NodeBackends implements BackendFactory {
     log.log("warn", `${path}: no format was given, and it looks raw; say so with format=raw`);
   }
 }
+
+/** With timers that keep the program alive: it must not end while a user's code is waited for. */
+const awake = (environment: Environment): Environment => ({
+  ...environment,
+  after: (milliseconds, task) => {
+    const timer = setTimeout(task, milliseconds);
+    return () => clearTimeout(timer);
+  },
+});
 
 /**
  * Random bytes from a device such as /dev/urandom or /dev/hwrng. One that has none at the moment must not stop the machine: the rest
