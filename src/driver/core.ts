@@ -1,7 +1,13 @@
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
 import { FeatureSet } from "../common/feature-set.ts";
-import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_SUSPEND, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import {
+  VIRTIO_F_NOTIF_CONFIG_DATA,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_RING_RESET,
+  VIRTIO_F_SUSPEND,
+  VIRTIO_F_VERSION_1,
+} from "../spec/features.ts";
 import {
   VIRTIO_CONFIG_S_ACKNOWLEDGE,
   VIRTIO_CONFIG_S_DRIVER,
@@ -309,7 +315,9 @@ export abstract class VirtioDriver {
     const transport = this.#transport;
     const offered = transport.deviceFeatures();
     const legacy = transport.legacy === true;
-    const possible = negotiate(this.#description.features, this.#ringFeatures, offered, legacy);
+    const unknown = transport.notifyConfigData === true ? [] : [VIRTIO_F_NOTIF_CONFIG_DATA];
+    const rings = this.#ringFeatures.without(...unknown);
+    const possible = negotiate(this.#description.features, rings, offered, legacy);
     const chosen = this.onValidate(possible, offered);
     if (!chosen.isSubsetOf(possible))
       throw new VirtkitError(
@@ -352,6 +360,8 @@ export abstract class VirtioDriver {
     const most = this.#transport.queueMaxSize(queue.index);
     if (most === 0) throw new VirtkitError("ERR_VIRTKIT_QUEUE", `${this.name}: the device has no queue ${queue.index}`);
     let entries = this.#transport.fixedQueueSize ? most : Math.min(options.size ?? most, most, this.#maxQueueSize);
+    if (!(Number.isInteger(entries) && entries > 0))
+      throw new VirtkitError("ERR_VIRTKIT_QUEUE", `${this.name}: queue ${queue.index} cannot have ${entries} entries`);
     if (!this.#features.has(VIRTIO_F_RING_PACKED)) entries = 2 ** Math.floor(Math.log2(entries));
     const config = queue.open(entries, driverQueueFeatures(this.#features), options.indirectEntries);
     try {

@@ -5,6 +5,7 @@ import {
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_NOTIF_CONFIG_DATA,
   VIRTIO_F_NOTIFICATION_DATA,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_RING_RESET,
@@ -23,7 +24,7 @@ export interface DriverFeature {
   readonly mandatory?: boolean;
 }
 
-/** The features that the driver core can accept whatever the device type, because `virtqueue/` and the core implement them. */
+/** The features that the driver core can accept whatever the device type, because `virtqueue/`, the core or a transport implements them. */
 export const DRIVER_RING_FEATURES = FeatureSet.of(
   VIRTIO_F_VERSION_1,
   VIRTIO_F_INDIRECT_DESC,
@@ -31,6 +32,7 @@ export const DRIVER_RING_FEATURES = FeatureSet.of(
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_NOTIF_CONFIG_DATA,
   VIRTIO_F_RING_RESET,
   VIRTIO_F_SUSPEND,
 );

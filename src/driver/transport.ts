@@ -24,6 +24,8 @@ export interface DriverTransport {
   readonly memory: GuestMemory;
   /** The legacy interface: no VERSION_1 and no FEATURES_OK, one layout for queues, no configuration generation. */
   readonly legacy?: boolean;
+  /** It carries out VIRTIO_F_NOTIF_CONFIG_DATA (modern virtio-pci); without this a driver does not accept the bit. */
+  readonly notifyConfigData?: boolean;
   /** Queues have the device's size and no other (legacy virtio-pci). */
   readonly fixedQueueSize?: boolean;
   getStatus(): number;

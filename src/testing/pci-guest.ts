@@ -46,7 +46,7 @@ export interface Capability {
 }
 
 /** Walks the capability list. */
-export function capabilities({ pci }: PciRig): Capability[] {
+export function capabilities({ pci }: Pick<PciRig, "pci">): Capability[] {
   const found: Capability[] = [];
   for (let at = pci.configRead(0x34, 1); at !== 0; at = pci.configRead(at + 1, 1)) {
     found.push({

@@ -13,7 +13,6 @@ import {
   PCI_MSIX_FLAGS_MASKALL,
   PCI_MSIX_FLAGS_QSIZE,
   PCI_MSIX_TABLE,
-  VIRTIO_MSI_NO_VECTOR,
   VIRTIO_PCI_ISR_CONFIG,
   VIRTIO_PCI_ISR_QUEUE,
 } from "../../spec/pci.ts";
@@ -132,7 +131,7 @@ export class DriverInterrupts {
   #map(register: number, vector: number): boolean {
     const { vectors } = this.#registers;
     vectors.write(register, 2, vector);
-    return vectors.read(register, 2) !== VIRTIO_MSI_NO_VECTOR;
+    return vectors.read(register, 2) === vector;
   }
 
   /** With a vector of its own a queue is called alone; a shared one may mean any of them. */

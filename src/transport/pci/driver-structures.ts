@@ -24,6 +24,9 @@ import {
 import type { DriverFunction, FoundBar } from "./driver-function.ts";
 import type { AccessSize } from "./function.ts";
 
+/** BARs of a function; a higher number in a capability is reserved (driver: Virtio Structure PCI Capabilities #3). */
+const BARS = 6;
+
 /** Registers of one virtio structure, wherever they are. */
 export interface Registers {
   read(offset: number, size: AccessSize): number;
@@ -109,7 +112,8 @@ function structuresOf(pci: DriverFunction, type: number, least: number): Structu
       bar: pci.read(at + VIRTIO_PCI_CAP_BAR, 1),
       offset: pci.read(at + VIRTIO_PCI_CAP_OFFSET, 4),
       length: pci.read(at + VIRTIO_PCI_CAP_LENGTH, 4),
-    }));
+    }))
+    .filter(({ bar }) => bar < BARS);
 }
 
 const findWindow = (pci: DriverFunction): number | undefined =>
@@ -133,8 +137,9 @@ function barRegisters(pci: DriverFunction, bars: readonly (FoundBar | undefined)
 function windowRegisters(pci: DriverFunction, window: number, structure: Structure): Registers {
   const aim = (offset: number, size: AccessSize) => {
     pci.write(window + VIRTIO_PCI_CAP_BAR, 1, structure.bar);
-    pci.write(window + VIRTIO_PCI_CAP_OFFSET, 4, structure.offset + offset);
+    // The length first: at no time may the offset be no multiple of it (driver: PCI configuration access capability #1).
     pci.write(window + VIRTIO_PCI_CAP_LENGTH, 4, size);
+    pci.write(window + VIRTIO_PCI_CAP_OFFSET, 4, structure.offset + offset);
   };
   return {
     read: (offset, size) => {

@@ -3,7 +3,7 @@ import { VirtkitError } from "../../common/error.ts";
 import { FEATURE_BITS, FeatureSet } from "../../common/feature-set.ts";
 import type { DriverTransport, FoundSharedMemory } from "../../driver/transport.ts";
 import type { GuestMemory } from "../../memory/guest-memory.ts";
-import { VIRTIO_F_NOTIFICATION_DATA } from "../../spec/features.ts";
+import { VIRTIO_F_NOTIF_CONFIG_DATA, VIRTIO_F_NOTIFICATION_DATA } from "../../spec/features.ts";
 import {
   PCI_DEVICE_ID,
   PCI_HEADER_TYPE,
@@ -20,6 +20,7 @@ import {
   VIRTIO_PCI_COMMON_Q_DESCLO,
   VIRTIO_PCI_COMMON_Q_ENABLE,
   VIRTIO_PCI_COMMON_Q_MSIX,
+  VIRTIO_PCI_COMMON_Q_NDATA,
   VIRTIO_PCI_COMMON_Q_NOFF,
   VIRTIO_PCI_COMMON_Q_RESET,
   VIRTIO_PCI_COMMON_Q_SELECT,
@@ -145,13 +146,17 @@ export class VirtioPciTransport implements PciDriverTransport {
   readonly name: string;
   readonly deviceId: number;
   readonly memory: GuestMemory;
+  readonly notifyConfigData = true;
   readonly #environment: Environment;
   readonly #common: Registers;
   readonly #structures: ModernStructures;
   readonly #interrupts: DriverInterrupts;
   /** Offset of each enabled queue's doorbell in the notification structure. */
   readonly #doorbells: number[] = [];
+  /** What names each enabled queue in a notification: its index, or what the device wants there. */
+  readonly #names: number[] = [];
   #notificationData = false;
+  #notifyConfigData = false;
   #interruptsReady = false;
 
   constructor(
@@ -206,6 +211,7 @@ export class VirtioPciTransport implements PciDriverTransport {
       this.#common.write(VIRTIO_PCI_COMMON_GF, 4, features.word(i));
     }
     this.#notificationData = features.has(VIRTIO_F_NOTIFICATION_DATA);
+    this.#notifyConfigData = features.has(VIRTIO_F_NOTIF_CONFIG_DATA);
   }
 
   readConfig(offset: number, size: 1 | 2 | 4): number {
@@ -230,9 +236,11 @@ export class VirtioPciTransport implements PciDriverTransport {
     this.#setUpInterrupts();
     this.#select(index);
     const doorbell = common.read(VIRTIO_PCI_COMMON_Q_NOFF, 2) * this.#structures.notifyMultiplier;
-    if (common.read(VIRTIO_PCI_COMMON_Q_ENABLE, 2) !== 0 || doorbell + 2 > this.#structures.notifyLength)
+    const width = this.#notificationData ? 4 : 2;
+    if (common.read(VIRTIO_PCI_COMMON_Q_ENABLE, 2) !== 0 || doorbell + width > this.#structures.notifyLength)
       throw new VirtkitError("ERR_VIRTKIT_QUEUE", `${this.name}: queue ${index} cannot be set up`);
     this.#doorbells[index] = doorbell;
+    this.#names[index] = this.#notifyConfigData ? common.read(VIRTIO_PCI_COMMON_Q_NDATA, 2) : index;
     common.write(VIRTIO_PCI_COMMON_Q_SIZE, 2, config.size);
     this.#writeAddress(VIRTIO_PCI_COMMON_Q_DESCLO, config.desc);
     this.#writeAddress(VIRTIO_PCI_COMMON_Q_AVAILLO, config.driver);
@@ -259,8 +267,9 @@ export class VirtioPciTransport implements PciDriverTransport {
   notify(index: number, data: number): void {
     const doorbell = this.#doorbells[index];
     if (doorbell === undefined) return;
-    if (this.#notificationData) this.#structures.notify.write(doorbell, 4, index + data * 65536);
-    else this.#structures.notify.write(doorbell, 2, index);
+    const name = this.#names[index] ?? index;
+    if (this.#notificationData) this.#structures.notify.write(doorbell, 4, name + data * 65536);
+    else this.#structures.notify.write(doorbell, 2, name);
   }
 
   sharedMemory(id: number): FoundSharedMemory | undefined {
