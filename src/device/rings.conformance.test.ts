@@ -3,14 +3,17 @@ import { test } from "node:test";
 import fc from "fast-check";
 import { MemoryBlockBackend } from "../backend/block/index.ts";
 import { FeatureSet } from "../common/feature-set.ts";
+import { GuestMemory } from "../memory/guest-memory.ts";
 import { VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT } from "../spec/blk.ts";
-import { VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import { VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import { VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE } from "../spec/ring.ts";
 import { LOOP_COPYQ, LoopDevice } from "../testing/loop-device.ts";
 import { cut, RAW_DATA, RAW_DATA_BYTES, RawDevice, type RawPiece } from "../testing/raw-device.ts";
+import { RawPackedRing } from "../testing/raw-ring.ts";
 import { testEnvironment } from "../testing/rig.ts";
 import { statements } from "../testing/statements.ts";
 import { BlkDevice } from "./blk.ts";
-import type { DeviceCore } from "./core.ts";
+import { type DeviceCore, RING_FEATURES } from "./core.ts";
 import { RngDevice } from "./rng.ts";
 
 // What every device keeps to in guest memory, tried with devices that read, that write and that do both.
@@ -45,7 +48,7 @@ const blkRequest = (type: number, data: Uint8Array): Uint8Array => {
 };
 const createDisk = (): DeviceCore => {
   const backend = new MemoryBlockBackend({ capacity: disk.length, contents: disk });
-  return new BlkDevice({ backend, environment: testEnvironment, queueSize: 64 });
+  return new BlkDevice({ backend, environment: testEnvironment, queueSize: 64, ringFeatures: RING_FEATURES });
 };
 
 const SUBJECTS: readonly Subject[] = [
@@ -64,6 +67,7 @@ const SUBJECTS: readonly Subject[] = [
         source: { name: "nines", fill: (into) => void into.fill(9) },
         environment: testEnvironment,
         queueSize: 64,
+        ringFeatures: RING_FEATURES,
       }),
     request: (out) => pattern(out),
     answer: (_request, in_) => new Uint8Array(in_).fill(9),
@@ -226,5 +230,59 @@ test(
         assert.equal(raw.used(LOOP_COPYQ).length, i);
       }
     }
+  },
+);
+
+test(
+  statements(
+    "packed: a device changes nothing but writable buffers and used descriptors",
+    "device: Basic Facilities of a Virtio Device / Packed Virtqueues / The Virtqueue Descriptor Table #1",
+  ),
+  limit,
+  () => {
+    const cuts = fc.array(fc.nat(2000), { maxLength: 6 });
+    const property = fc.property(
+      fc.constantFrom(...SUBJECTS),
+      fc.nat(1500),
+      fc.nat(1500),
+      cuts,
+      cuts,
+      (subject, out, wanted, outCuts, inCuts) => {
+        const memory = GuestMemory.allocate(0x20000);
+        const place = { size: 32, desc: 0, driver: 0x1000, device: 0x1010 };
+        const ring = new RawPackedRing(memory.regions[0]?.view as DataView, place);
+        const device = subject.create();
+        device.attach({ memory, notifyQueue: () => {}, notifyConfig: () => {}, notifyNeedsReset: assert.fail });
+        assert.ok(device.setFeatures(FeatureSet.of(VIRTIO_F_VERSION_1, VIRTIO_F_RING_PACKED)));
+        assert.equal(device.startQueue(LOOP_COPYQ, place), undefined);
+        const room = Math.max(wanted, subject.least);
+        const request = subject.request(out, room);
+        const inAt = 0x8000;
+        const outAt = 0x10000;
+        memory.write(outAt, request);
+        const outPieces = request.length === 0 ? [] : cut(outAt, request.length, outCuts);
+        const inPieces = room === 0 ? [] : cut(inAt, room, inCuts);
+        const pieces = [...outPieces, ...inPieces];
+        if (pieces.length === 0) return;
+        for (const [i, piece] of pieces.entries()) {
+          const flags =
+            (i < outPieces.length ? 0 : VIRTQ_DESC_F_WRITE) | (i < pieces.length - 1 ? VIRTQ_DESC_F_NEXT : 0);
+          ring.writeDescriptor(i, { ...piece, id: 5, flags: flags | RawPackedRing.available(true) });
+        }
+        const all = memory.regions[0]?.u8 as Uint8Array;
+        const before = all.slice();
+        device.kick(LOOP_COPYQ);
+        assert.equal(ring.readDescriptor(0).flags & 0x8080, RawPackedRing.used(true), subject.name);
+        // A used descriptor has length, id and flags; the device event structure is the device's own.
+        for (const [from, to] of [
+          [8, 16],
+          [place.device, place.device + 4],
+          [inAt, inAt + room],
+        ] as const)
+          before.set(all.subarray(from, to), from);
+        assert.ok(Buffer.from(before.buffer).equals(all), subject.name);
+      },
+    );
+    fc.assert(property, { numRuns: 300 });
   },
 );

@@ -47,6 +47,8 @@ interface InFlight {
   readonly id: number;
   /** Packed: slots of the ring that it takes. */
   readonly slots: number;
+  /** Packed: the first of them. */
+  readonly first: number;
 }
 
 abstract class WatchedDriver {
@@ -58,10 +60,16 @@ abstract class WatchedDriver {
   readonly tokens = new Uint32Array(64);
   readonly lengths = new Uint32Array(64);
   readonly sg: ScatterList = { address: new Float64Array(64), length: new Uint32Array(64) };
+  /** Slots of a packed ring (entries of a split one) that came back through {@link get}, since the beginning. */
+  returned = 0;
+  /** By token: those that the chain takes. */
+  readonly #slots: number[] = [];
+  readonly #tables: boolean;
   #token = 0;
 
   constructor(features: Partial<QueueFeatures>, size: number, tables: boolean) {
     this.features = { ...NO_FEATURES, ...features };
+    this.#tables = tables && this.features.indirect;
     this.place = (this.features.packed ? packedLayout : splitLayout)(QUEUE, size);
     this.memory = GuestMemory.allocate(MEMORY);
     // What was in the memory before must not matter.
@@ -86,11 +94,15 @@ abstract class WatchedDriver {
       this.sg.address[i] = this.buffer(i);
       this.sg.length[i] = 16;
     }
+    const total = out + in_;
+    this.#slots[this.#token] = this.#tables && total > 1 && total <= TABLE_ENTRIES ? 1 : total;
     return this.queue.add(this.sg, 0, out, in_, this.#token++);
   }
 
   get(max = 64): number {
-    return this.queue.get(this.tokens, this.lengths, max);
+    const count = this.queue.get(this.tokens, this.lengths, max);
+    for (let i = 0; i < count; i++) this.returned += this.#slots[this.tokens[i] as number] as number;
+    return count;
   }
 
   /** Takes the chains that became available since the last look into {@link inFlight}. */
@@ -125,7 +137,7 @@ export class WatchedSplitDriver extends WatchedDriver {
 
   override look(): void {
     for (; this.#seen !== this.ring.availIdx; this.#seen = (this.#seen + 1) & 0xffff)
-      this.inFlight.push({ id: this.ring.readAvail(this.#seen), slots: 0 });
+      this.inFlight.push({ id: this.ring.readAvail(this.#seen), slots: 0, first: 0 });
   }
 
   override use(which: number): void {
@@ -138,6 +150,8 @@ export class WatchedPackedDriver extends WatchedDriver {
   readonly ring: RawPackedRing;
   /** Where the next chain will become available, and where the next used descriptor goes. */
   readonly available = { index: 0, wrap: true };
+  /** Slots that became available, since the beginning. */
+  shown = 0;
   readonly used = { index: 0, wrap: true };
 
   constructor(features: Partial<QueueFeatures>, size: number, tables: boolean) {
@@ -158,7 +172,8 @@ export class WatchedPackedDriver extends WatchedDriver {
         slots++;
         this.#advance(at, 1);
         if ((flags & 1) !== 0) continue;
-        this.inFlight.push({ id, slots });
+        this.inFlight.push({ id, slots, first: this.available.index });
+        this.shown += slots;
         break;
       }
       Object.assign(this.available, at);

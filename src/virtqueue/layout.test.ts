@@ -22,9 +22,21 @@ test(
   },
 );
 
-test("a packed queue of any size has its event structures behind the ring", LIMIT, () => {
-  assert.deepEqual(packedLayout(0x1000, 3), { size: 3, desc: 0x1000, driver: 0x1030, device: 0x1034, bytes: 0x38 });
-});
+test(
+  statements(
+    "a packed queue's parts are aligned to 16, 4 and 4 and do not overlap, whatever its size",
+    "driver: Basic Facilities of a Virtio Device / Packed Virtqueues #1",
+  ),
+  LIMIT,
+  () => {
+    for (let size = 1; size <= 32768; size += size < 300 ? 1 : 997) {
+      const { desc, driver, device, bytes } = packedLayout(0x1230, size);
+      assert.deepEqual([desc, driver % 4, device % 4], [0x1230, 0, 0]);
+      assert.ok(driver >= desc + 16 * size && device >= driver + 4 && desc + bytes >= device + 4);
+    }
+    assert.deepEqual(packedLayout(0x1000, 3), { size: 3, desc: 0x1000, driver: 0x1030, device: 0x1034, bytes: 0x38 });
+  },
+);
 
 test("the legacy layout puts the used ring on the next page (§2.7.2)", LIMIT, () => {
   // Size 256: 4096 bytes of descriptors, 518 of available ring, so the used ring starts at 8192.
