@@ -5,20 +5,27 @@ import { FeatureSet } from "../common/feature-set.ts";
 import {
   VIRTIO_BALLOON_PAGE_SIZE as PAGE,
   VIRTIO_BALLOON_CFG_ACTUAL,
+  VIRTIO_BALLOON_CFG_FREE_PAGE_HINT_CMD_ID,
   VIRTIO_BALLOON_CFG_NUM_PAGES,
   VIRTIO_BALLOON_CFG_POISON_VAL,
   VIRTIO_BALLOON_CFG_SIZE,
+  VIRTIO_BALLOON_CMD_ID_DONE,
+  VIRTIO_BALLOON_CMD_ID_SIZE,
+  VIRTIO_BALLOON_CMD_ID_STOP,
   VIRTIO_BALLOON_DEFLATEQ,
   VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
+  VIRTIO_BALLOON_F_FREE_PAGE_HINT,
   VIRTIO_BALLOON_F_MUST_TELL_HOST,
   VIRTIO_BALLOON_F_PAGE_POISON,
   VIRTIO_BALLOON_F_PAGE_REPORTING,
   VIRTIO_BALLOON_F_STATS_VQ,
+  VIRTIO_BALLOON_FREE_PAGE_VQ,
   VIRTIO_BALLOON_INFLATEQ,
   VIRTIO_BALLOON_STATSQ,
 } from "../spec/balloon.ts";
 import { VIRTIO_ID_BALLOON } from "../spec/ids.ts";
 import { type ChainBatch, ChainReader } from "../virtqueue/index.ts";
+import { Hints } from "./balloon/hints.ts";
 import { type BalloonStats, readStats } from "./balloon/stats.ts";
 import { DeviceCore } from "./core.ts";
 import type { RunningQueue } from "./running-queue.ts";
@@ -41,6 +48,8 @@ export interface BalloonDeviceOptions {
   readonly deflateOnOom?: boolean;
   /** The guest reports pages that are free. Default false. */
   readonly freePageReporting?: boolean;
+  /** The guest can be asked for pages that are free, for a migration or a snapshot. Default false. */
+  readonly freePageHinting?: boolean;
   /** The guest says with what it fills free pages. Default true. */
   readonly pagePoison?: boolean;
   /** The guest has to wait for an answer before it uses pages of the balloon again. Default false. */
@@ -52,6 +61,7 @@ export interface BalloonCounters {
   inflated: number;
   deflated: number;
   reported: number;
+  hinted: number;
 }
 
 interface StatsWaiter {
@@ -60,13 +70,13 @@ interface StatsWaiter {
 }
 
 /**
- * Memory balloon (VIRTIO 1.4 §5.5) without free page hinting, which is for migration.
+ * Memory balloon (VIRTIO 1.4 §5.5).
  *
- * Free pages are reported on queue 4 as the specification has it, and also on queue 3: Linux before 6.11 counts only the queues that are
- * there.
+ * Free pages are reported on queue 4 as the specification has it, and without free page hinting also on queue 3: Linux before 6.11
+ * counts only the queues that are there.
  */
 export class BalloonDevice extends DeviceCore {
-  readonly counters: BalloonCounters = { inflated: 0, deflated: 0, reported: 0 };
+  readonly counters: BalloonCounters = { inflated: 0, deflated: 0, reported: 0, hinted: 0 };
   /** Called when the guest says that the balloon has another size, in bytes. */
   onActual: ((bytes: number) => void) | undefined;
   /** What the guest told last, and when by {@link Environment.now}. */
@@ -77,21 +87,25 @@ export class BalloonDevice extends DeviceCore {
   /** The buffer that waits was never asked for: it answers nobody (legacy drivers leave it uninitialised). */
   #asked = false;
   #waiters: StatsWaiter[] = [];
+  readonly #hints = new Hints();
   #interval = 0;
   #cancelPoll: (() => void) | undefined;
 
   constructor(options: BalloonDeviceOptions) {
     const { deflateOnOom = false, freePageReporting = false, pagePoison = true, mustTellHost = false } = options;
+    const { freePageHinting = false } = options;
     const bits = [VIRTIO_BALLOON_F_STATS_VQ];
     if (deflateOnOom) bits.push(VIRTIO_BALLOON_F_DEFLATE_ON_OOM);
     if (freePageReporting) bits.push(VIRTIO_BALLOON_F_PAGE_REPORTING);
+    if (freePageHinting) bits.push(VIRTIO_BALLOON_F_FREE_PAGE_HINT);
     if (pagePoison) bits.push(VIRTIO_BALLOON_F_PAGE_POISON);
     if (mustTellHost) bits.push(VIRTIO_BALLOON_F_MUST_TELL_HOST);
-    const reporting = freePageReporting ? [REPORTING_QUEUE_SIZE, REPORTING_QUEUE_SIZE] : [];
+    const hinting = freePageHinting || freePageReporting ? [QUEUE_SIZE] : [];
+    const reporting = freePageReporting ? [REPORTING_QUEUE_SIZE] : [];
     super({
       name: options.name ?? "virtio-balloon",
       deviceId: VIRTIO_ID_BALLOON,
-      queueSizes: [QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE, ...reporting],
+      queueSizes: [QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE, ...hinting, ...reporting],
       features: FeatureSet.of(...bits),
       ...(options.ringFeatures === undefined ? {} : { ringFeatures: options.ringFeatures }),
       configSize: VIRTIO_BALLOON_CFG_SIZE,
@@ -139,6 +153,41 @@ export class BalloonDevice extends DeviceCore {
     });
   }
 
+  /**
+   * Asks the guest for its free pages: `take` is called for each range of them, in bytes, until the guest has no more or
+   * {@link stopHinting} is called; then the Promise resolves. The guest leaves them alone until {@link finishHinting}, or writes to
+   * them first.
+   * @throws ERR_VIRTKIT_FEATURES when the guest does not do that, ERR_VIRTKIT_RESET when the device is reset meanwhile
+   */
+  startHinting(take: (address: number, length: number) => void): Promise<void> {
+    if (!this.features.has(VIRTIO_BALLOON_F_FREE_PAGE_HINT))
+      return Promise.reject(
+        new VirtkitError("ERR_VIRTKIT_FEATURES", `${this.name}: the driver did not accept FREE_PAGE_HINT`),
+      );
+    const { id, ended } = this.#hints.start(take);
+    this.#writeHintId(id);
+    return ended;
+  }
+
+  /** Takes no more hints; the guest keeps the pages that it named, and can be asked for more. */
+  stopHinting(): void {
+    this.#endHints(VIRTIO_BALLOON_CMD_ID_STOP);
+  }
+
+  /** The hints were used, or will not be: the guest has its pages back (device: ... / Free Page Hinting #4). */
+  finishHinting(): void {
+    this.#endHints(VIRTIO_BALLOON_CMD_ID_DONE);
+  }
+
+  #endHints(id: number): void {
+    this.#hints.end();
+    if (this.features.has(VIRTIO_BALLOON_F_FREE_PAGE_HINT)) this.#writeHintId(id);
+  }
+
+  #writeHintId(id: number): void {
+    this.config.update((view) => view.setUint32(VIRTIO_BALLOON_CFG_FREE_PAGE_HINT_CMD_ID, id, true));
+  }
+
   /** Asks for statistics every so many seconds, for {@link lastStats}; 0, as at the start, stops it. */
   setStatsInterval(seconds: number): void {
     if (!Number.isInteger(seconds) || seconds < 0 || seconds > 2 ** 31 / 1000)
@@ -161,6 +210,8 @@ export class BalloonDevice extends DeviceCore {
   protected override onReset(): void {
     this.config.view.setUint32(VIRTIO_BALLOON_CFG_ACTUAL, 0, true);
     this.config.view.setUint32(VIRTIO_BALLOON_CFG_POISON_VAL, 0, true);
+    this.config.view.setUint32(VIRTIO_BALLOON_CFG_FREE_PAGE_HINT_CMD_ID, VIRTIO_BALLOON_CMD_ID_STOP, true);
+    this.#hints.reset(new VirtkitError("ERR_VIRTKIT_RESET", `${this.name}: no more hints: the device was reset`));
     this.#rejectWaiters("the device was reset");
   }
 
@@ -184,7 +235,9 @@ export class BalloonDevice extends DeviceCore {
       else if (index === VIRTIO_BALLOON_STATSQ && this.features.has(VIRTIO_BALLOON_F_STATS_VQ)) {
         this.#statsBuffer(running, id, reader.from(batch, c));
         continue;
-      } else this.#reported(batch, c);
+      } else if (index === VIRTIO_BALLOON_FREE_PAGE_VQ && this.features.has(VIRTIO_BALLOON_F_FREE_PAGE_HINT))
+        this.#hinted(reader.from(batch, c), batch, c);
+      else this.#reported(batch, c);
       running.queue.push(id, 0);
     }
     if (index === VIRTIO_BALLOON_STATSQ) this.#ask(running);
@@ -232,18 +285,34 @@ export class BalloonDevice extends DeviceCore {
    * Balloon Device / Device Operation / Free Page Reporting #1), so theirs are left alone.
    */
   #reported(batch: ChainBatch, c: number): void {
-    const first = (batch.first[c] as number) + (batch.readable[c] as number);
     const poison = this.features.has(VIRTIO_BALLOON_F_PAGE_POISON)
       ? this.config.view.getUint32(VIRTIO_BALLOON_CFG_POISON_VAL, true)
       : 0;
+    this.#eachRange(batch, c, (start, length) => {
+      this.counters.reported += length;
+      if (poison === 0) this.#host?.release(start, length);
+    });
+  }
+
+  /** A command id, pages that go with the last one, or both. */
+  #hinted(reader: ChainReader, batch: ChainBatch, c: number): void {
+    if (reader.remaining > 0 && reader.remaining !== VIRTIO_BALLOON_CMD_ID_SIZE)
+      this.driverFault(`a command id of ${reader.remaining} bytes`, false);
+    else if (reader.remaining > 0) this.#hints.command(reader.u32());
+    this.#eachRange(batch, c, (start, length) => {
+      if (this.#hints.page(start, length)) this.counters.hinted += length;
+    });
+  }
+
+  /** The whole pages of a chain's writable buffers, a range for each buffer. */
+  #eachRange(batch: ChainBatch, c: number, use: (start: number, length: number) => void): void {
+    const first = (batch.first[c] as number) + (batch.readable[c] as number);
     for (let s = first; s < first + (batch.writable[c] as number); s++) {
       const base = this.memory.regions[batch.region[s] as number]?.base ?? 0;
       const from = base + (batch.offset[s] as number);
       const start = Math.ceil(from / PAGE) * PAGE;
       const length = Math.floor((from + (batch.length[s] as number)) / PAGE) * PAGE - start;
-      if (length <= 0) continue;
-      this.counters.reported += length;
-      if (poison === 0) this.#host?.release(start, length);
+      if (length > 0) use(start, length);
     }
   }
 

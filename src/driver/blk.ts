@@ -1,4 +1,5 @@
 import { VirtkitError } from "../common/error.ts";
+import type { FeatureSet } from "../common/feature-set.ts";
 import {
   VIRTIO_BLK_CFG_BLK_SIZE,
   VIRTIO_BLK_CFG_CAPACITY,
@@ -12,6 +13,7 @@ import {
   VIRTIO_BLK_CFG_SEG_MAX,
   VIRTIO_BLK_CFG_SIZE_MAX,
   VIRTIO_BLK_CFG_WRITEBACK,
+  VIRTIO_BLK_CFG_ZONED_MODEL,
   VIRTIO_BLK_F_BLK_SIZE,
   VIRTIO_BLK_F_CONFIG_WCE,
   VIRTIO_BLK_F_DISCARD,
@@ -20,36 +22,42 @@ import {
   VIRTIO_BLK_F_LIFETIME,
   VIRTIO_BLK_F_MQ,
   VIRTIO_BLK_F_RO,
-  VIRTIO_BLK_F_SECURE_ERASE,
   VIRTIO_BLK_F_SEG_MAX,
   VIRTIO_BLK_F_SIZE_MAX,
   VIRTIO_BLK_F_TOPOLOGY,
-  VIRTIO_BLK_F_WRITE_ZEROES,
+  VIRTIO_BLK_F_ZONED,
   VIRTIO_BLK_ID_BYTES,
-  VIRTIO_BLK_LIFETIME_EST_TYP_A,
-  VIRTIO_BLK_LIFETIME_EST_TYP_B,
-  VIRTIO_BLK_LIFETIME_PRE_EOL_INFO,
   VIRTIO_BLK_LIFETIME_SIZE,
   VIRTIO_BLK_REQ_HEADER_SIZE,
   VIRTIO_BLK_S_OK,
   VIRTIO_BLK_S_UNSUPP,
+  VIRTIO_BLK_S_ZONE_INVALID_CMD,
   VIRTIO_BLK_SECTOR_SIZE,
   VIRTIO_BLK_T_FLUSH,
   VIRTIO_BLK_T_GET_ID,
   VIRTIO_BLK_T_GET_LIFETIME,
   VIRTIO_BLK_T_IN,
   VIRTIO_BLK_T_OUT,
+  VIRTIO_BLK_T_ZONE_REPORT,
+  VIRTIO_BLK_Z_HA,
+  VIRTIO_BLK_Z_HM,
+  VIRTIO_BLK_ZONE_REPORT_HEADER_SIZE,
 } from "../spec/blk.ts";
 import { VIRTIO_ID_BLOCK } from "../spec/ids.ts";
 import type { BlkBatch } from "./blk/batch.ts";
+import { BLK_FEATURES } from "./blk/features.ts";
+import { type BlkLifetime, decodeLifetime } from "./blk/lifetime.ts";
 import { DISCARD, encodeRanges, type RangeKind, SECURE_ERASE, splitRange, WRITE_ZEROES } from "./blk/ranges.ts";
 import { BlkSlots } from "./blk/slots.ts";
+import { BlkZones, readZoneLimits } from "./blk/zones.ts";
 import type { DriverType } from "./bus.ts";
 import { type DriverContext, VirtioDriver } from "./core.ts";
 import type { DmaBuffer, DmaSegment } from "./dma.ts";
 import type { VirtQueue } from "./virtqueue.ts";
 
 export { BlkBatch } from "./blk/batch.ts";
+export type { BlkLifetime } from "./blk/lifetime.ts";
+export type { BlkZone, BlkZoneLimits, BlkZones } from "./blk/zones.ts";
 
 /** Bytes of one request of {@link BlkDriver.read} and {@link BlkDriver.write}. */
 const CHUNK = 256 * 1024;
@@ -63,13 +71,6 @@ export interface BlkTopology {
   readonly physicalBlockSize: number;
   readonly minIoSize: number;
   readonly optIoSize: number;
-}
-
-/** struct virtio_blk_lifetime; see VIRTIO 1.4 §5.2.6 for what the numbers mean. */
-export interface BlkLifetime {
-  readonly preEolInfo: number;
-  readonly estimateTypeA: number;
-  readonly estimateTypeB: number;
 }
 
 interface Pending {
@@ -94,6 +95,7 @@ export class BlkDriver extends VirtioDriver {
   #capacity = 0;
   #sizeMax = NO_LIMIT;
   #segMax = SEGMENTS;
+  #zones: BlkZones | undefined;
   #slots: BlkSlots[] = [];
   #pending: Pending[] = [];
   #nextQueue = 0;
@@ -103,21 +105,7 @@ export class BlkDriver extends VirtioDriver {
     super(context, {
       name: "virtio_blk",
       deviceIds: [VIRTIO_ID_BLOCK],
-      features: [
-        { bit: VIRTIO_BLK_F_SIZE_MAX },
-        { bit: VIRTIO_BLK_F_SEG_MAX },
-        { bit: VIRTIO_BLK_F_GEOMETRY },
-        { bit: VIRTIO_BLK_F_RO },
-        { bit: VIRTIO_BLK_F_BLK_SIZE },
-        { bit: VIRTIO_BLK_F_FLUSH },
-        { bit: VIRTIO_BLK_F_TOPOLOGY },
-        { bit: VIRTIO_BLK_F_CONFIG_WCE, requires: [VIRTIO_BLK_F_FLUSH] },
-        { bit: VIRTIO_BLK_F_MQ },
-        { bit: VIRTIO_BLK_F_DISCARD },
-        { bit: VIRTIO_BLK_F_WRITE_ZEROES },
-        { bit: VIRTIO_BLK_F_LIFETIME },
-        { bit: VIRTIO_BLK_F_SECURE_ERASE },
-      ],
+      features: BLK_FEATURES,
     });
   }
 
@@ -156,6 +144,11 @@ export class BlkDriver extends VirtioDriver {
     };
   }
 
+  /** The zones of a host-managed disk; undefined for any other. */
+  get zones(): BlkZones | undefined {
+    return this.#zones;
+  }
+
   /** Most segments of a request, and most bytes of a segment. */
   get limits(): { segMax: number; sizeMax: number } {
     return { segMax: this.#segMax, sizeMax: this.#sizeMax };
@@ -185,41 +178,33 @@ export class BlkDriver extends VirtioDriver {
   async read(offset: number, length: number): Promise<Uint8Array> {
     this.#checkRange(offset, length);
     const bytes = new Uint8Array(length);
-    for (let done = 0; done < length; ) {
-      const n = Math.min(length - done, this.#chunk());
+    for (const [at, n] of this.#parts(offset, length))
       await this.#withBuffer(n, async (buffer) => {
-        const status = await this.request(
-          VIRTIO_BLK_T_IN,
-          (offset + done) / VIRTIO_BLK_SECTOR_SIZE,
-          [],
-          this.#split(buffer),
-        );
-        this.#checkStatus(status, `read at ${offset + done}`);
-        bytes.set(buffer.bytes, done);
+        const sector = at / VIRTIO_BLK_SECTOR_SIZE;
+        this.#checkStatus(await this.request(VIRTIO_BLK_T_IN, sector, [], this.#split(buffer)), `read at ${at}`);
+        bytes.set(buffer.bytes, at - offset);
       });
-      done += n;
-    }
     return bytes;
   }
 
-  /** Writes `bytes` at `offset`. Throws as {@link read} does, and ERR_VIRTKIT_BLK_READ_ONLY. */
+  /**
+   * Writes `bytes` at `offset`. Throws as {@link read} does, ERR_VIRTKIT_BLK_READ_ONLY, and on a host-managed disk ERR_VIRTKIT_BLK_ZONE
+   * for what its {@link zones} do not take.
+   */
   async write(offset: number, bytes: Uint8Array): Promise<void> {
     this.#checkRange(offset, bytes.length);
     if (this.readOnly) throw new VirtkitError("ERR_VIRTKIT_BLK_READ_ONLY", `${this.name}: the disk is read-only`);
-    for (let done = 0; done < bytes.length; ) {
-      const n = Math.min(bytes.length - done, this.#chunk());
+    const write = () => this.#write(offset, bytes);
+    await (this.#zones === undefined ? write() : this.#zones.write(offset, bytes.length, write));
+  }
+
+  async #write(offset: number, bytes: Uint8Array): Promise<void> {
+    for (const [at, n] of this.#parts(offset, bytes.length))
       await this.#withBuffer(n, async (buffer) => {
-        buffer.write(bytes.subarray(done, done + n));
-        const status = await this.request(
-          VIRTIO_BLK_T_OUT,
-          (offset + done) / VIRTIO_BLK_SECTOR_SIZE,
-          this.#split(buffer),
-          [],
-        );
-        this.#checkStatus(status, `write at ${offset + done}`);
+        buffer.write(bytes.subarray(at - offset, at - offset + n));
+        const sector = at / VIRTIO_BLK_SECTOR_SIZE;
+        this.#checkStatus(await this.request(VIRTIO_BLK_T_OUT, sector, this.#split(buffer), []), `write at ${at}`);
       });
-      done += n;
-    }
   }
 
   /** Resolves when every write that was completed before is durable. Nothing to do where the device has no cache. */
@@ -261,13 +246,7 @@ export class BlkDriver extends VirtioDriver {
     if (!this.features.has(VIRTIO_BLK_F_LIFETIME)) throw this.#unsupported("GET_LIFETIME");
     return this.#withBuffer(VIRTIO_BLK_LIFETIME_SIZE, async (buffer) => {
       this.#checkStatus(await this.request(VIRTIO_BLK_T_GET_LIFETIME, 0, [], [buffer]), "GET_LIFETIME");
-      const bytes = buffer.read();
-      const field = (at: number): number => (bytes[at] as number) + (bytes[at + 1] as number) * 256;
-      return {
-        preEolInfo: field(VIRTIO_BLK_LIFETIME_PRE_EOL_INFO),
-        estimateTypeA: field(VIRTIO_BLK_LIFETIME_EST_TYP_A),
-        estimateTypeB: field(VIRTIO_BLK_LIFETIME_EST_TYP_B),
-      };
+      return decodeLifetime(buffer.read());
     });
   }
 
@@ -326,6 +305,16 @@ export class BlkDriver extends VirtioDriver {
     return sent;
   }
 
+  // A host-managed disk has no use for DISCARD (driver: Block Device / Device Initialization #3). One that may be written
+  // anywhere is used like any other.
+  protected override onValidate(features: FeatureSet): FeatureSet {
+    if (!features.has(VIRTIO_BLK_F_ZONED)) return features;
+    const model = this.readConfig(VIRTIO_BLK_CFG_ZONED_MODEL, 1);
+    if (model > VIRTIO_BLK_Z_HA)
+      throw new VirtkitError("ERR_VIRTKIT_BLK_UNSUPPORTED", `${this.name}: zoned model ${model} is not known`);
+    return model === VIRTIO_BLK_Z_HM ? features.without(VIRTIO_BLK_F_DISCARD) : features;
+  }
+
   protected override onSetUp(): void {
     const { features } = this;
     this.#capacity = this.#readCapacity();
@@ -340,6 +329,27 @@ export class BlkDriver extends VirtioDriver {
       this.#segMax = Math.max(1, Math.min(this.#segMax, queue.size - 2));
       this.#slots.push(new BlkSlots(this.dma, queue.size));
     }
+    const isZoned = features.has(VIRTIO_BLK_F_ZONED);
+    this.#zones =
+      isZoned && this.readConfig(VIRTIO_BLK_CFG_ZONED_MODEL, 1) === VIRTIO_BLK_Z_HM ? this.#openZones() : undefined;
+  }
+
+  #openZones(): BlkZones {
+    const driver = this;
+    const host = {
+      name: this.name,
+      get capacity() {
+        return driver.#capacity;
+      },
+      ask: async (type: number, sector: number, out: readonly DmaSegment[], in_: readonly DmaSegment[]) =>
+        this.#checkStatus(await this.request(type, sector, out, in_), `zone request ${type} at sector ${sector}`),
+      withBuffer: <T>(length: number, use: (buffer: DmaBuffer) => Promise<T>) => this.#withBuffer(length, use),
+      split: (buffer: DmaBuffer) => this.#split(buffer),
+    };
+    return new BlkZones(
+      host,
+      readZoneLimits((offset) => this.readConfig(offset, 4)),
+    );
   }
 
   protected override onTearDown(): void {
@@ -386,7 +396,9 @@ export class BlkDriver extends VirtioDriver {
     const slots = this.#slots[index];
     const queue = this.queues[index];
     if (slots === undefined || queue === undefined || slots.free === 0) return false;
-    const expected = in_.reduce((sum, segment) => sum + segment.length, 0);
+    const room = in_.reduce((sum, segment) => sum + segment.length, 0);
+    // A report has as many zones as there are.
+    const expected = type === VIRTIO_BLK_T_ZONE_REPORT ? VIRTIO_BLK_ZONE_REPORT_HEADER_SIZE : room;
     const slot = slots.take(type, sector, expected);
     const { address, length } = this.#sg;
     let n = 0;
@@ -431,9 +443,16 @@ export class BlkDriver extends VirtioDriver {
 
   /** Bytes that one request of ours moves: whole blocks, within what the device allows. */
   #chunk(): number {
-    const block = this.blockSize;
+    const block = Math.max(this.blockSize, this.#zones?.limits.writeGranularity ?? 0);
     const most = Math.min(CHUNK, this.#segMax * this.#sizeMax);
     return Math.max(block, most - (most % block));
+  }
+
+  /** The requests that a range is cut into. */
+  *#parts(offset: number, length: number): Generator<[offset: number, length: number]> {
+    const most = this.#chunk();
+    for (const [from, size] of this.#zones?.parts(offset, length) ?? [[offset, length] as const])
+      for (let at = from; at < from + size; at += most) yield [at, Math.min(from + size - at, most)];
   }
 
   #split(buffer: DmaBuffer): DmaSegment[] {
@@ -465,6 +484,8 @@ export class BlkDriver extends VirtioDriver {
   #checkStatus(status: number, what: string): void {
     if (status === VIRTIO_BLK_S_OK) return;
     if (status === VIRTIO_BLK_S_UNSUPP) throw this.#unsupported(what);
+    if (status >= VIRTIO_BLK_S_ZONE_INVALID_CMD && this.#zones !== undefined)
+      throw new VirtkitError("ERR_VIRTKIT_BLK_ZONE", `${this.name}: refused, ${what} (status ${status})`);
     throw new VirtkitError("ERR_VIRTKIT_BLK_IO", `${this.name}: I/O error, ${what} (status ${status})`);
   }
 

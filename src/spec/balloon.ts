@@ -20,6 +20,13 @@ export const VIRTIO_BALLOON_CFG_FREE_PAGE_HINT_CMD_ID = 8; // le32
 export const VIRTIO_BALLOON_CFG_POISON_VAL = 12; // le32
 export const VIRTIO_BALLOON_CFG_SIZE = 16;
 
+/** Values of free_page_hint_cmd_id and of command ids that name no round of hints. */
+export const VIRTIO_BALLOON_CMD_ID_STOP = 0;
+export const VIRTIO_BALLOON_CMD_ID_DONE = 1;
+/** First value that names one. */
+export const VIRTIO_BALLOON_CMD_ID_MIN = 2;
+export const VIRTIO_BALLOON_CMD_ID_SIZE = 4;
+
 /** Unit of page numbers, whatever the guest's own pages are. */
 export const VIRTIO_BALLOON_PAGE_SIZE = 4096;
 
