@@ -1,5 +1,6 @@
 // `npm run check`: types, lint and format, rules of dependency, unused code. Runs all steps, fails if one fails.
 import { spawnSync } from "node:child_process";
+import { resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
@@ -9,12 +10,13 @@ const steps = [
   ["lint and format", "biome", "ci", "--error-on-warnings", "."],
   ["rules of dependency", "depcruise", "src", "--config", ".dependency-cruiser.cjs"],
   ["unused code", "knip"],
+  ["C of the add-on, without warnings", process.execPath, `${root}scripts/build-native.mjs`, "--strict"],
 ];
 
 let failed = 0;
 for (const [what, command, ...args] of steps) {
   const start = performance.now();
-  const { status } = spawnSync(`${root}node_modules/.bin/${command}`, args, { cwd: root, stdio: "inherit" });
+  const { status } = spawnSync(resolve(`${root}node_modules/.bin`, command), args, { cwd: root, stdio: "inherit" });
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
   console.log(`${status === 0 ? "ok    " : "FAILED"} ${what} (${seconds} s)`);
   if (status !== 0) failed++;
