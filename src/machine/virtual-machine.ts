@@ -61,6 +61,8 @@ export class VirtualMachine {
   #started = false;
   #isUp = false;
   #isPaused = false;
+  /** The guest was asked to switch itself off, and does. */
+  #isGoingDown = false;
   #end: MachineEnd | undefined;
   #closing: Promise<void> | undefined;
   /** Settles {@link start} early when the machine ends meanwhile. */
@@ -258,13 +260,11 @@ export class VirtualMachine {
   powerdown(): void {
     this.#running();
     this.#events.emit("powerdown");
-    if (this.#control?.isReady === true) this.#control.powerOff().catch(() => {});
-    else this.#engine?.pressPowerButton();
-  }
-
-  /** {@link kill}, without waiting for it. */
-  quit(): void {
-    void this.kill();
+    if (this.#control?.isReady !== true) this.#engine?.pressPowerButton();
+    else {
+      this.#isGoingDown = true;
+      this.#control.powerOff().catch(() => {});
+    }
   }
 
   /**
@@ -312,13 +312,14 @@ export class VirtualMachine {
    * when that takes too long, the power goes. Resolves when all is closed.
    */
   async stop(): Promise<void> {
-    if (this.isRunning && this.#agent?.isReady === true && this.#engine?.state === "running") {
+    const canAsk = this.#isGoingDown || this.#agent?.isReady === true;
+    if (this.isRunning && canAsk && this.#engine?.state === "running") {
       const patience = new Promise<void>((resolve) => {
         const cancel = this.#parts.environment.after(POWEROFF_LIMIT, resolve);
         void this.#ended.then(cancel);
       });
       // The agent goes down with the guest, so the command never ends in order.
-      this.#agent.exec("/sbin/virtkit-off").catch(() => {});
+      if (!this.#isGoingDown) this.#agent?.exec("/sbin/virtkit-off").catch(() => {});
       await Promise.race([this.#ended, patience]);
     }
     await this.kill();
@@ -435,6 +436,7 @@ export class VirtualMachine {
   }
 
   #restarted(byGuest: boolean): void {
+    this.#isGoingDown = false;
     this.#dialogue?.restart();
     this.#events.emit("reset", byGuest);
   }

@@ -107,7 +107,7 @@ export class FakeMachine implements ControlledMachine {
     this.events.emit("powerdown");
   }
 
-  quit(): void {
+  async kill(): Promise<void> {
     this.calls.push("quit");
     this.events.emit("end", "stopped", undefined);
   }

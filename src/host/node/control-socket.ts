@@ -16,6 +16,8 @@ export interface ControlSocketOptions {
 const MAX_WAITING = 16;
 /** Bytes that a client may leave unread before it is let go. */
 const MAX_UNREAD = 4 * 1024 * 1024;
+/** Bytes of a Unix socket's path, of 108 with the zero at its end. */
+const PATH_MAX = 107;
 /** Milliseconds that the last client gets to read what was sent, at the end. */
 const LINGER = 1000;
 /** What a web browser sends first: a page must not command a machine through a port of the loopback interface. */
@@ -32,6 +34,8 @@ export class ControlSocket {
   #server: net.Server | undefined;
   #socket: net.Socket | undefined;
   #closed = false;
+  /** While the client's end is full: resolves when it takes more. */
+  #full: Promise<void> | undefined;
   #connected: () => void = () => {};
   /** Resolves when the first client is there, or the socket is closed. */
   readonly firstClient: Promise<void>;
@@ -78,6 +82,9 @@ export class ControlSocket {
 
   async #listen(): Promise<void> {
     const { address } = this.#options;
+    // Node would cut it off without a word.
+    if ("path" in address && Buffer.byteLength(address.path) > PATH_MAX)
+      throw inTheWay(address.path, `a socket's path has at most ${PATH_MAX} bytes`);
     try {
       await this.#listenOnce().catch(async (error: NodeJS.ErrnoException) => {
         if (error.code !== "EADDRINUSE" || !("path" in address)) throw error;
@@ -154,9 +161,14 @@ export class ControlSocket {
       socket.destroy();
       return undefined;
     }
-    if (socket.write(text)) return undefined;
+    if (!socket.write(text)) this.#full ??= this.#drained(socket);
+    return this.#full;
+  }
+
+  #drained(socket: net.Socket): Promise<void> {
     return new Promise((resolve) => {
       const done = (): void => {
+        this.#full = undefined;
         socket.off("drain", done).off("close", done);
         resolve();
       };
@@ -172,13 +184,14 @@ export class ControlSocket {
   }
 }
 
+const inTheWay = (path: string, why: string): VirtkitError =>
+  new VirtkitError("ERR_VIRTKIT_CONTROL_SOCKET", `unix:${path} cannot be listened on: ${why}`);
+
 /** Removes a socket that nobody listens on any more. @throws ERR_VIRTKIT_CONTROL_SOCKET when that is not what is in the way */
 async function removeStale(path: string): Promise<void> {
-  const inTheWay = (why: string): VirtkitError =>
-    new VirtkitError("ERR_VIRTKIT_CONTROL_SOCKET", `unix:${path} cannot be listened on: ${why}`);
   const stat = lstatSync(path, { throwIfNoEntry: false });
   if (stat === undefined) return;
-  if (!stat.isSocket()) throw inTheWay("there is a file of that name that is no socket; choose another path");
+  if (!stat.isSocket()) throw inTheWay(path, "there is a file of that name that is no socket; choose another path");
   const alive = await new Promise<boolean>((resolve) => {
     const probe = net.connect(path);
     probe.once("connect", () => {
@@ -187,6 +200,6 @@ async function removeStale(path: string): Promise<void> {
     });
     probe.once("error", ({ code }: NodeJS.ErrnoException) => resolve(code !== "ECONNREFUSED"));
   });
-  if (alive) throw inTheWay("another program listens there; choose another path");
+  if (alive) throw inTheWay(path, "another program listens there; choose another path");
   unlinkSync(path);
 }

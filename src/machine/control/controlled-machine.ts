@@ -22,7 +22,7 @@ export interface ControlledMachine {
   resume(): void;
   reset(): Promise<void>;
   powerdown(): void;
-  quit(): void;
+  kill(): Promise<void>;
   resizeDrive(id: string, bytes: number): Promise<void>;
   setMemory(bytes: number): void;
   plugIn(options: DeviceOptions): Promise<DeviceObject>;

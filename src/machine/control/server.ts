@@ -32,7 +32,7 @@ export class ControlServer {
       version,
       quit: () => {
         quitting = true;
-        machine.quit();
+        void machine.kill();
       },
       now: options.now ?? Date.now,
       failed: (name, error) =>
