@@ -16,9 +16,11 @@ import {
 import { VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import { RAW_DATA, RAW_DATA_BYTES, RawDevice } from "../testing/raw-device.ts";
 import { createRig, RIG_CONFIGS, type RigConfig, testEnvironment } from "../testing/rig.ts";
+import { statements } from "../testing/statements.ts";
 import { BalloonDevice, type BalloonDeviceOptions } from "./balloon.ts";
 import { RING_FEATURES } from "./core.ts";
 
+const DEVICE = "device: Device Types / Memory Balloon Device / Device Operation";
 const limit = { timeout: 20_000 };
 const first = RIG_CONFIGS[0] as RigConfig;
 const MIB = 1024 * 1024;
@@ -43,6 +45,20 @@ class NotedHost implements BalloonHost {
 const make = (options: Partial<BalloonDeviceOptions> = {}): BalloonDevice =>
   new BalloonDevice({ environment: testEnvironment, ringFeatures: RING_FEATURES, ...options });
 
+/** A driver with statistics of its own, one of which nobody knows. */
+const TALKATIVE: typeof BalloonDriver.type = {
+  ...BalloonDriver.type,
+  create(context) {
+    const driver = new BalloonDriver(context);
+    driver.statistics = () => [
+      [5, 2 ** 40 + 1],
+      [99, 1],
+      [4, 12345],
+    ];
+    return driver;
+  },
+};
+
 async function until(condition: () => boolean): Promise<void> {
   for (let i = 0; !condition(); i++) {
     assert.ok(i < 100_000, "waited in vain");
@@ -51,42 +67,33 @@ async function until(condition: () => boolean): Promise<void> {
 }
 
 for (const config of RIG_CONFIGS)
-  test(
-    `balloon, ${config.transport}, ${config.name}: inflate, deflate, statistics, reporting (driver: Memory Balloon Device / Device Operation #2, #6)`,
-    limit,
-    async () => {
-      const host = new NotedHost();
-      const device = make({ host, freePageReporting: true });
-      const { driver, dma, close } = await createRig(device, BalloonDriver.type, config);
-      const free = dma.free;
-      device.setTarget(5 * MIB + 100);
-      await until(() => device.actual === 5 * MIB);
-      assert.deepEqual([driver.actual, host.pages.size * PAGE, device.target], [5 * MIB, 5 * MIB, 5 * MIB]);
-      assert.equal(dma.free, free - 5 * MIB);
-      driver.statistics = () => [
-        [5, 2 ** 40 + 1],
-        [99, 1],
-        [4, 12345],
-      ];
-      // The buffer that waits is older than the question, so what is read is what was asked for.
-      const stats = await device.requestStats();
-      assert.deepEqual(stats, { "stat-free-memory": 12345, "stat-total-memory": 2 ** 40 + 1 });
-      assert.deepEqual(device.lastStats?.stats, stats);
-      assert.equal((await Promise.all([device.requestStats(), device.requestStats()])).length, 2);
-      device.setTarget(MIB);
-      await until(() => device.actual === MIB);
-      assert.equal(host.pages.size * PAGE, MIB);
-      device.setTarget(0);
-      await until(() => device.actual === 0);
-      assert.deepEqual([host.pages.size, dma.free], [0, free]);
-      const buffers = [dma.alloc(8 * PAGE, PAGE), dma.alloc(PAGE, PAGE)];
-      await driver.reportFree(buffers);
-      assert.equal(host.pages.size, 9);
-      assert.equal(device.counters.reported, 9 * PAGE);
-      assert.equal(device.faults, 0);
-      await close();
-    },
-  );
+  test(`balloon, ${config.transport}, ${config.name}: inflate, deflate, statistics, reporting`, limit, async () => {
+    const host = new NotedHost();
+    const device = make({ host, freePageReporting: true });
+    const { driver, dma, close } = await createRig(device, TALKATIVE, config);
+    const free = dma.free;
+    device.setTarget(5 * MIB + 100);
+    await until(() => device.actual === 5 * MIB);
+    assert.deepEqual([driver.actual, host.pages.size * PAGE, device.target], [5 * MIB, 5 * MIB, 5 * MIB]);
+    assert.equal(dma.free, free - 5 * MIB);
+    // The buffer that waits is older than the question, so what is read is what was asked for.
+    const stats = await device.requestStats();
+    assert.deepEqual(stats, { "stat-free-memory": 12345, "stat-total-memory": 2 ** 40 + 1 });
+    assert.deepEqual(device.lastStats?.stats, stats);
+    assert.equal((await Promise.all([device.requestStats(), device.requestStats()])).length, 2);
+    device.setTarget(MIB);
+    await until(() => device.actual === MIB);
+    assert.equal(host.pages.size * PAGE, MIB);
+    device.setTarget(0);
+    await until(() => device.actual === 0);
+    assert.deepEqual([host.pages.size, dma.free], [0, free]);
+    const buffers = [dma.alloc(8 * PAGE, PAGE), dma.alloc(PAGE, PAGE)];
+    await driver.reportFree(buffers);
+    assert.equal(host.pages.size, 9);
+    assert.equal(device.counters.reported, 9 * PAGE);
+    assert.equal(device.faults, 0);
+    await close();
+  });
 
 test("balloon: more than the guest has, and out of memory", limit, async () => {
   const device = make({ deflateOnOom: true, mustTellHost: true });
@@ -106,7 +113,7 @@ test("balloon: more than the guest has, and out of memory", limit, async () => {
 });
 
 test(
-  "balloon: page poison (driver: ... / Page Poison #1, #2; device: ... / Free Page Reporting #1)",
+  statements("balloon: reported pages that hold a value are left alone", `${DEVICE} / Free Page Reporting #1`),
   limit,
   async () => {
     const host = new NotedHost();
@@ -115,6 +122,7 @@ test(
     assert.ok(driver.features.has(VIRTIO_BALLOON_F_PAGE_POISON));
     assert.equal(device.config.read(12, 4), 0xaaaa5555);
     const page = dma.alloc(PAGE, PAGE);
+    host.release = () => assert.fail("a page with a value was given away");
     await driver.reportFree([page]);
     assert.deepEqual([host.calls.length, device.counters.reported], [0, PAGE]);
     assert.equal(page.bytes[0], 0x55);
@@ -247,7 +255,11 @@ test("balloon: free pages come on queue 3 (older Linux) and 4, whole pages only"
 });
 
 test(
-  "balloon: statistics buffers: odd sizes, unasked ones, several at once (device: ... / Memory Statistics #1, #2)",
+  statements(
+    "balloon: statistics buffers: odd sizes, unasked ones, several at once",
+    `${DEVICE} / Memory Statistics #1`,
+    `${DEVICE} / Memory Statistics #2`,
+  ),
   limit,
   async () => {
     const { device, bench } = raw();

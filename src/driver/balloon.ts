@@ -3,14 +3,21 @@ import type { FeatureSet } from "../common/feature-set.ts";
 import {
   VIRTIO_BALLOON_PAGE_SIZE as PAGE,
   VIRTIO_BALLOON_CFG_ACTUAL,
+  VIRTIO_BALLOON_CFG_FREE_PAGE_HINT_CMD_ID,
   VIRTIO_BALLOON_CFG_NUM_PAGES,
   VIRTIO_BALLOON_CFG_POISON_VAL,
+  VIRTIO_BALLOON_CMD_ID_DONE,
+  VIRTIO_BALLOON_CMD_ID_MIN,
+  VIRTIO_BALLOON_CMD_ID_SIZE,
+  VIRTIO_BALLOON_CMD_ID_STOP,
   VIRTIO_BALLOON_DEFLATEQ,
   VIRTIO_BALLOON_F_DEFLATE_ON_OOM,
+  VIRTIO_BALLOON_F_FREE_PAGE_HINT,
   VIRTIO_BALLOON_F_MUST_TELL_HOST,
   VIRTIO_BALLOON_F_PAGE_POISON,
   VIRTIO_BALLOON_F_PAGE_REPORTING,
   VIRTIO_BALLOON_F_STATS_VQ,
+  VIRTIO_BALLOON_FREE_PAGE_VQ,
   VIRTIO_BALLOON_INFLATEQ,
   VIRTIO_BALLOON_REPORTING_VQ,
   VIRTIO_BALLOON_S_MEMFREE,
@@ -26,6 +33,12 @@ import type { VirtQueue } from "./virtqueue.ts";
 /** Pages of one request. */
 const PAGES = 256;
 const MAX_STATS = 16;
+/** Pages of one report. */
+const MAX_REPORTED = 32;
+/** Bytes of memory that are left alone while pages are given away. */
+const RESERVE = 4 * PAGE;
+/** Largest piece of free memory that is hinted as one. */
+const HINT_BYTES = 64 * PAGE;
 const STATS_TOKEN = 0;
 
 /** A statistic: VIRTIO_BALLOON_S_* and its value. */
@@ -44,11 +57,18 @@ export class BalloonDriver extends VirtioDriver {
     return { ...BalloonDriver.type, create: (context) => new BalloonDriver(context, poison) };
   }
 
-  /** What the device is told when it asks: always the same tags. At most 16. */
+  /** What the device is told when it asks. At most 16, always the same tags: those of the first call since the driver is up count. */
   statistics: () => readonly Statistic[] = () => [[VIRTIO_BALLOON_S_MEMFREE, this.dma.free]];
   readonly #poison: number | undefined;
   #pages: DmaBuffer[] = [];
   #stats: DmaBuffer | undefined;
+  #tags: number[] | undefined;
+  /** Free memory that the device was told of and may still use, and the command id under which it was. */
+  #hinted: DmaBuffer[] = [];
+  #hintId = VIRTIO_BALLOON_CMD_ID_STOP;
+  #hinting = false;
+  /** Hinted memory was taken back, so this round brings no more. */
+  #hintsTakenBack = false;
   #adjusting = false;
   #again = false;
   #settled: (() => void)[] = [];
@@ -61,6 +81,7 @@ export class BalloonDriver extends VirtioDriver {
         { bit: VIRTIO_BALLOON_F_MUST_TELL_HOST },
         { bit: VIRTIO_BALLOON_F_STATS_VQ },
         { bit: VIRTIO_BALLOON_F_DEFLATE_ON_OOM },
+        { bit: VIRTIO_BALLOON_F_FREE_PAGE_HINT },
         { bit: VIRTIO_BALLOON_F_PAGE_POISON },
         { bit: VIRTIO_BALLOON_F_PAGE_REPORTING },
       ],
@@ -104,17 +125,55 @@ export class BalloonDriver extends VirtioDriver {
     if (queue === undefined)
       throw new VirtkitError("ERR_VIRTKIT_FEATURES", `${this.name}: PAGE_REPORTING was not negotiated`);
     for (const buffer of buffers) this.#fill(buffer);
+    if (buffers.length === 0) return;
     await queue.transfer([], buffers);
   }
 
-  // The value has to be there before DRIVER_OK; who fills with none must not say so.
+  /** Tells the device of up to `pages` pages that nobody uses; they are out of use until it answered. Throws as {@link reportFree} does. */
+  async reportFreePages(pages: number): Promise<void> {
+    const free: DmaBuffer[] = [];
+    try {
+      while (free.length < Math.min(pages, MAX_REPORTED) && this.dma.free > RESERVE) {
+        const page = this.#allocPages(PAGE);
+        if (page === undefined) break;
+        free.push(page);
+      }
+      await this.reportFree(free);
+    } finally {
+      for (const page of free) this.dma.release(page);
+    }
+  }
+
+  /** Bytes that the device was told of as free, and that are out of use until it is done with them. */
+  get hinted(): number {
+    return this.#hinted.reduce((sum, { length }) => sum + length, 0);
+  }
+
+  /** Takes all hinted memory back at once, because memory ran out; returns how many bytes that were. */
+  releaseHinted(): number {
+    const bytes = this.hinted;
+    this.#hintsTakenBack = true;
+    for (const buffer of this.#hinted.splice(0)) {
+      // What the device makes of it is open until somebody writes to it (driver: ... / Free Page Hinting #6).
+      buffer.write(new Uint8Array(buffer.length));
+      this.#fill(buffer);
+      this.dma.release(buffer);
+    }
+    return bytes;
+  }
+
+  // The value has to be there before DRIVER_OK; who fills with none must not say so. Whose free pages hold a value must not lose it
+  // by a report (driver: Memory Balloon Device / Feature bits #1).
   protected override onValidate(features: FeatureSet): FeatureSet {
-    return this.#poison === undefined ? features.without(VIRTIO_BALLOON_F_PAGE_POISON) : features;
+    if (this.#poison === undefined) return features.without(VIRTIO_BALLOON_F_PAGE_POISON);
+    const knows = features.has(VIRTIO_BALLOON_F_PAGE_POISON);
+    return knows ? features : features.without(VIRTIO_BALLOON_F_PAGE_REPORTING);
   }
 
   protected override onSetUp(): void {
     this.setUpQueue(VIRTIO_BALLOON_INFLATEQ);
     this.setUpQueue(VIRTIO_BALLOON_DEFLATEQ);
+    if (this.features.has(VIRTIO_BALLOON_F_FREE_PAGE_HINT)) this.setUpQueue(VIRTIO_BALLOON_FREE_PAGE_VQ);
     if (this.features.has(VIRTIO_BALLOON_F_PAGE_REPORTING)) this.setUpQueue(VIRTIO_BALLOON_REPORTING_VQ);
     if (this.features.has(VIRTIO_BALLOON_F_PAGE_POISON))
       this.writeConfig(VIRTIO_BALLOON_CFG_POISON_VAL, 4, this.#poison ?? 0);
@@ -125,11 +184,12 @@ export class BalloonDriver extends VirtioDriver {
   }
 
   protected override onReady(): void {
-    this.#adjust();
+    this.onConfigChanged();
   }
 
   protected override onConfigChanged(): void {
     this.#adjust();
+    if (this.features.has(VIRTIO_BALLOON_F_FREE_PAGE_HINT)) this.#followHints();
   }
 
   protected override onUsed(queue: VirtQueue): void {
@@ -140,12 +200,18 @@ export class BalloonDriver extends VirtioDriver {
     for (const page of this.#pages.splice(0)) this.dma.release(page);
     if (this.#stats !== undefined) this.dma.release(this.#stats);
     this.#stats = undefined;
+    this.#tags = undefined;
+    this.releaseHinted();
+    this.#hintId = VIRTIO_BALLOON_CMD_ID_STOP;
   }
 
-  /** One buffer, filled anew, at any time (driver: ... / Memory Statistics #1 to #4). */
+  /** One buffer, filled anew, with the same tags (driver: ... / Memory Statistics #1 to #4, #6). */
   #sendStats(queue: VirtQueue): void {
     const buffer = this.#stats as DmaBuffer;
-    const statistics = this.statistics().slice(0, MAX_STATS);
+    const told = this.statistics().slice(0, MAX_STATS);
+    this.#tags ??= told.map(([tag]) => tag);
+    const values = new Map(told);
+    const statistics = this.#tags.map((tag) => [tag, values.get(tag) ?? 0] as const);
     const view = new DataView(new ArrayBuffer(statistics.length * VIRTIO_BALLOON_STAT_SIZE));
     for (const [i, [tag, value]] of statistics.entries()) {
       const at = i * VIRTIO_BALLOON_STAT_SIZE;
@@ -185,8 +251,8 @@ export class BalloonDriver extends VirtioDriver {
 
   async #inflate(pages: number): Promise<number> {
     const taken: DmaBuffer[] = [];
-    while (taken.length < Math.min(pages, PAGES) && this.dma.free > 4 * PAGE) {
-      const page = this.#allocPage();
+    while (taken.length < Math.min(pages, PAGES) && this.dma.free > RESERVE) {
+      const page = this.#allocPages(PAGE);
       if (page === undefined) break;
       taken.push(page);
     }
@@ -202,12 +268,64 @@ export class BalloonDriver extends VirtioDriver {
     return taken.length;
   }
 
-  #allocPage(): DmaBuffer | undefined {
+  #allocPages(bytes: number): DmaBuffer | undefined {
     try {
-      return this.dma.alloc(PAGE, PAGE);
+      return this.dma.alloc(bytes, PAGE);
     } catch {
       return undefined;
     }
+  }
+
+  get #wantedHints(): number {
+    return this.readConfig(VIRTIO_BALLOON_CFG_FREE_PAGE_HINT_CMD_ID, 4);
+  }
+
+  #followHints(): void {
+    const id = this.#wantedHints;
+    if (id === VIRTIO_BALLOON_CMD_ID_DONE) this.releaseHinted();
+    if (id < VIRTIO_BALLOON_CMD_ID_MIN || id === this.#hintId || this.#hinting) return;
+    this.#hinting = true;
+    this.#hintAll()
+      .catch((error: unknown) => {
+        if (this.state === "ready") this.environment.log.log("warn", `${this.name}: ${String(error)}`);
+      })
+      .finally(() => {
+        this.#hinting = false;
+        if (this.state === "ready") this.#followHints();
+      });
+  }
+
+  /** A round: the command id once, free memory as long as there is some and it is wanted, and the end (§5.5.6.5). */
+  async #hintAll(): Promise<void> {
+    const id = this.#wantedHints;
+    this.#hintId = id;
+    this.#hintsTakenBack = false;
+    await this.#sendCommand(id);
+    for (let bytes = HINT_BYTES; bytes >= PAGE && !this.#hintsTakenBack && this.#wantedHints === id; ) {
+      const buffer = this.dma.free > bytes + RESERVE ? this.#allocPages(bytes) : undefined;
+      if (buffer === undefined) bytes /= 2;
+      else {
+        this.#hinted.push(buffer);
+        await this.#freePageQueue().transfer([], [buffer]);
+      }
+    }
+    await this.#sendCommand(VIRTIO_BALLOON_CMD_ID_STOP);
+  }
+
+  async #sendCommand(id: number): Promise<void> {
+    const buffer = this.dma.alloc(VIRTIO_BALLOON_CMD_ID_SIZE);
+    try {
+      buffer.write(Uint8Array.of(id, id >>> 8, id >>> 16, id >>> 24));
+      await this.#freePageQueue().transfer([buffer], []);
+    } finally {
+      this.dma.release(buffer);
+    }
+  }
+
+  #freePageQueue(): VirtQueue {
+    const queue = this.queues[VIRTIO_BALLOON_FREE_PAGE_VQ];
+    if (queue === undefined) throw new VirtkitError("ERR_VIRTKIT_RESET", `${this.name}: the device is not up`);
+    return queue;
   }
 
   /** The pages are used again only after the device answered, whether it must be told or not. */
