@@ -1,0 +1,20 @@
+export * from "./messages.ts";
+export {
+  type ConfigAccess,
+  type DeviceStateTransfer,
+  type InflightDescription,
+  type IotlbMessage,
+  isMessageFault,
+  MAX_CONFIG_SIZE,
+  MAX_MEMORY_REGIONS,
+  MAX_PAYLOAD,
+  type MemoryRegionDescription,
+  type MessageFault,
+  type PayloadKind,
+  type Payloads,
+  type SharedArea,
+  type VringAddress,
+  type VringArea,
+  type VringDescriptor,
+  type VringState,
+} from "./payloads.ts";
