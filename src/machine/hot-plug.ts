@@ -1,7 +1,9 @@
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
+import { BlkDevice } from "../device/blk.ts";
 import { VirtioPciDevice } from "../transport/pci/virtio-pci-device.ts";
 import type { DeviceOptions } from "./description.ts";
+import { virtioCores } from "./device-watch.ts";
 import { AGENT_BUS_ID, type GuestControl } from "./guest-agent/index.ts";
 import type { DeviceTree } from "./machine-builder.ts";
 import type { DeviceObject } from "./object-model/device.ts";
@@ -83,12 +85,20 @@ export class HotPlug {
       );
   }
 
-  /** {@link requestRemoval}, until the device is out. @throws ERR_VIRTKIT_UNPLUG also when the guest does not let go of it */
-  async waitForRemoval(device: DeviceObject): Promise<void> {
+  /**
+   * {@link requestRemoval}, or with `force` {@link remove}, until the device is out and its drive is free.
+   * @throws ERR_VIRTKIT_UNPLUG also when the guest does not let go of it
+   */
+  async waitForRemoval(device: DeviceObject, force: boolean): Promise<void> {
     await new Promise<void>((resolve, reject) => {
-      this.requestRemoval(device);
-      if (device.realized) this.#waiters.set(device, { resolve, reject });
-      else resolve();
+      this.#waiters.set(device, { resolve, reject });
+      try {
+        if (force) this.remove(device);
+        else this.requestRemoval(device);
+      } catch (error) {
+        this.#waiters.delete(device);
+        throw error;
+      }
     });
   }
 
@@ -99,13 +109,21 @@ export class HotPlug {
     this.#leaving.clear();
   }
 
-  /** Pulls a device out, whatever the guest does with it. */
+  /** Pulls a device out, whatever the guest does with it. What its disk has on its way is waited for, until the drive is free. */
   remove(device: DeviceObject): void {
     this.#check(device);
-    this.#leaving.delete(device);
     if (!device.realized) return;
-    const path = this.#parts.tree.pathOf(device);
-    this.#parts.tree.removeDevice(device);
+    const { tree } = this.#parts;
+    const path = tree.pathOf(device);
+    const cores = virtioCores([device, ...tree.devices.filter((other) => isBelow(other, device))]);
+    tree.removeDevice(device);
+    const busy = cores.filter((core) => core instanceof BlkDevice && core.inFlight > 0);
+    if (busy.length === 0) this.#removed(device, path);
+    else void Promise.all(busy.map((core) => core.drain())).then(() => this.#removed(device, path));
+  }
+
+  #removed(device: DeviceObject, path: string): void {
+    this.#leaving.delete(device);
     this.#parts.deleted(device.id, path);
     this.#waiters.get(device)?.resolve();
     this.#waiters.delete(device);
@@ -134,6 +152,12 @@ export class HotPlug {
     if (isInUse(device)) this.#parts.environment.after(POLL, () => this.#removeWhenIdle(device));
     else this.remove(device);
   }
+}
+
+/** `other` sits on a bus of `device`, or further down. */
+function isBelow(other: DeviceObject, device: DeviceObject): boolean {
+  const owner = other.parentBus?.owner;
+  return owner !== undefined && (owner === device || isBelow(owner, device));
 }
 
 /** A driver has the device. */

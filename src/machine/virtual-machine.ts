@@ -292,8 +292,7 @@ export class VirtualMachine {
   async removeDevice(id: string, { force = false }: { readonly force?: boolean } = {}): Promise<void> {
     const device = this.#running().device(id);
     if (device === undefined) throw new VirtkitError("ERR_VIRTKIT_UNPLUG", `there is no device with the id '${id}'`);
-    if (force) this.#plug().remove(device);
-    else await this.#plug().waitForRemoval(device);
+    await this.#plug().waitForRemoval(device, force);
   }
 
   /** Asks the guest to let go of a device; the event `deviceDeleted` tells when it has. @throws ERR_VIRTKIT_UNPLUG */

@@ -64,6 +64,15 @@ export class FakeMachine implements ControlledMachine {
     };
   }
 
+  /** Gives a drive that nobody uses another id. */
+  rename(from: string, id: string): void {
+    const drives = this.devices?.backends.drives;
+    const drive = drives?.get(from);
+    if (drive === undefined) throw new Error(`no drive ${from}`);
+    drives?.delete(from);
+    drives?.set(id, { ...drive, id });
+  }
+
   async build(): Promise<this> {
     const tree = await buildMachine(this.description, { ...notedParts(), registry: this.registry });
     this.devices = tree;
@@ -178,9 +187,9 @@ export class FakeClient {
   }
 }
 
-/** A client that has negotiated. */
-export async function connected(machine?: FakeMachine): Promise<FakeClient> {
+/** A client that has negotiated, unless that is left to the test. */
+export async function connected(machine?: FakeMachine, negotiated = true): Promise<FakeClient> {
   const client = new FakeClient(machine ?? (await new FakeMachine().build()));
-  await client.say('{"execute":"qmp_capabilities"}');
+  if (negotiated) await client.say('{"execute":"qmp_capabilities"}');
   return client;
 }
