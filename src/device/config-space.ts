@@ -33,9 +33,9 @@ export class ConfigSpace {
   }
 
   /**
-   * Changes whenever a driver could see different versions in two reads (VIRTIO 1.4 §2.5), 8 bits wide. It moves when a
-   * driver looks after a change and not with the change itself: 256 changes between two looks would bring it back to
-   * where it was (device: Common configuration structure layout #5).
+   * Changes whenever a driver could see different versions in two reads (VIRTIO 1.4 §2.5); 32 bits wide, of which a transport
+   * shows what it has room for. It moves when a driver looks after a change and not with the change itself: 256 changes
+   * between two looks would bring 8 bits of it back to where they were (device: Common configuration structure layout #5).
    */
   get generation(): number {
     this.#seen();
@@ -109,6 +109,6 @@ export class ConfigSpace {
   #seen(): void {
     if (!this.#changed) return;
     this.#changed = false;
-    this.#generation = (this.#generation + 1) & 0xff;
+    this.#generation = (this.#generation + 1) >>> 0;
   }
 }

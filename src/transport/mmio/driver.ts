@@ -39,6 +39,7 @@ import {
   VIRTIO_MMIO_VERSION,
 } from "../../spec/mmio.ts";
 import { VIRTQ_LEGACY_ALIGN } from "../../spec/ring.ts";
+import { VIRTIO_CONFIG_S_NEEDS_RESET } from "../../spec/status.ts";
 import type { QueueConfig } from "../../virtqueue/index.ts";
 import { waitUntil } from "../wait.ts";
 import type { MmioAccess } from "./access.ts";
@@ -49,6 +50,8 @@ export interface MmioDriverOptions {
   readonly environment: Environment;
   /** For messages, e.g. the block's address; "0" unless said. */
   readonly name?: string;
+  /** False to refuse devices of version 1, which only have the legacy interface. */
+  readonly legacy?: boolean;
 }
 
 const ALL_ONES = 0xffffffff;
@@ -56,7 +59,7 @@ const PAGE = VIRTQ_LEGACY_ALIGN;
 
 /**
  * Looks at a register block (VIRTIO 1.4 §4.2.3.1): the transport to drive it with, or undefined for a placeholder without a device.
- * @throws ERR_VIRTKIT_MMIO when there is no virtio-mmio device of version 1 or 2
+ * @throws ERR_VIRTKIT_MMIO when there is no virtio-mmio device of version 2, or of 1 unless that is refused
  */
 export function openMmio(access: MmioAccess, options: MmioDriverOptions): VirtioMmioTransport | undefined {
   const name = options.name ?? "0";
@@ -69,6 +72,8 @@ export function openMmio(access: MmioAccess, options: MmioDriverOptions): Virtio
   const version = access.read(VIRTIO_MMIO_VERSION, 4);
   if (version !== 1 && version !== 2)
     throw new VirtkitError("ERR_VIRTKIT_MMIO", `mmio ${name}: version ${version} is not known; there are 1 and 2`);
+  if (version === 1 && options.legacy === false)
+    throw new VirtkitError("ERR_VIRTKIT_MMIO", `mmio ${name}: a legacy device; allow it with the option 'legacy'`);
   const deviceId = access.read(VIRTIO_MMIO_DEVICE_ID, 4);
   return deviceId === 0 ? undefined : new VirtioMmioTransport(access, deviceId, version === 1, options);
 }
@@ -106,6 +111,9 @@ export class VirtioMmioTransport implements DriverTransport {
   }
 
   async reset(): Promise<void> {
+    this.#interrupts.forEach((interrupt, index) => {
+      if (interrupt !== undefined) this.#stopQueue(index);
+    });
     this.setStatus(0);
     await waitUntil(this.#environment, () => this.getStatus() === 0, `${this.name}: the reset`);
     this.#interrupts.length = 0;
@@ -174,6 +182,7 @@ export class VirtioMmioTransport implements DriverTransport {
       return access.read(VIRTIO_MMIO_QUEUE_RESET, 4) === 0;
     };
     await waitUntil(this.#environment, done, `${this.name}: the reset of queue ${index}`);
+    access.write(VIRTIO_MMIO_QUEUE_SEL, 4, index);
     if (access.read(VIRTIO_MMIO_QUEUE_READY, 4) !== 0)
       throw new VirtkitError("ERR_VIRTKIT_QUEUE", `${this.name}: queue ${index} was not reset`);
     this.#interrupts[index] = undefined;
@@ -207,13 +216,42 @@ export class VirtioMmioTransport implements DriverTransport {
     return this.legacy ? 1 : FEATURE_BITS / 32;
   }
 
+  /** The device may still work on guest memory when this returns; the reset that follows waits for it. */
+  #stopQueue(index: number): void {
+    const register = this.legacy ? VIRTIO_MMIO_QUEUE_PFN : VIRTIO_MMIO_QUEUE_READY;
+    this.#access.write(VIRTIO_MMIO_QUEUE_SEL, 4, index);
+    this.#access.write(register, 4, 0);
+    this.#access.read(register, 4);
+  }
+
+  /**
+   * An interrupt is acknowledged when it was handled (driver: Notifications From The Device #2). What happened after the handlers
+   * looked raised no interrupt, and its bit goes with the acknowledgement: so they look again.
+   */
   #interrupt(): void {
-    const status =
+    const events =
       this.#access.read(VIRTIO_MMIO_INTERRUPT_STATUS, 4) & (VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG);
-    // Acknowledged before it is handled: what happens meanwhile asserts the level anew.
-    this.#access.write(VIRTIO_MMIO_INTERRUPT_ACK, 4, status);
-    if ((status & VIRTIO_MMIO_INT_CONFIG) !== 0) this.#configListener?.();
-    if ((status & VIRTIO_MMIO_INT_VRING) !== 0) for (const queue of this.#interrupts) queue?.();
+    if (events === 0) return;
+    const queues = (events & VIRTIO_MMIO_INT_VRING) !== 0;
+    const config = (events & VIRTIO_MMIO_INT_CONFIG) !== 0;
+    // Without a generation nobody could tell whether the configuration changed meanwhile, so there the bit goes first.
+    if (config && this.legacy) this.#access.write(VIRTIO_MMIO_INTERRUPT_ACK, 4, VIRTIO_MMIO_INT_CONFIG);
+    const generation = config ? this.configGeneration() : 0;
+    if (config) this.#configListener?.();
+    if (queues) this.#allQueues();
+    const left = this.legacy ? events & VIRTIO_MMIO_INT_VRING : events;
+    if (left !== 0) this.#access.write(VIRTIO_MMIO_INTERRUPT_ACK, 4, left);
+    if (queues) this.#allQueues();
+    if (config && !this.legacy && this.#configMoved(generation)) this.#configListener?.();
+  }
+
+  #allQueues(): void {
+    for (const queue of this.#interrupts) queue?.();
+  }
+
+  /** The device told of something else since: another configuration, or that it needs a reset. */
+  #configMoved(generation: number): boolean {
+    return this.configGeneration() !== generation || (this.getStatus() & VIRTIO_CONFIG_S_NEEDS_RESET) !== 0;
   }
 
   #writeAddress(low: number, address: number): void {

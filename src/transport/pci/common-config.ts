@@ -111,7 +111,7 @@ function deviceFields(machine: StatusMachine, vectors: VectorMap): Field[] {
       read: () => machine.status,
       write: (value) => machine.writeStatus(value),
     },
-    { offset: VIRTIO_PCI_COMMON_CFGGENERATION, size: 1, read: () => machine.device.config.generation },
+    { offset: VIRTIO_PCI_COMMON_CFGGENERATION, size: 1, read: () => machine.device.config.generation & 0xff },
   ];
 }
 
