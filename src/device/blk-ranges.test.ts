@@ -225,3 +225,23 @@ test("blk: a discard that is still on its way holds back the next user of the di
   assert.equal(raw.used(0).length, used);
   assert.equal(device.inFlight, 0);
 });
+
+test("blk: a device is closed once the back end has let go of guest memory that stays put", limit, async () => {
+  for (const fixed of [true, false]) {
+    const backend = new ManualBlockBackend({ capacity: MIB });
+    const device = make({ backend });
+    const raw = new RawDevice(device, FEATURES, { fixed });
+    raw.memory.write(RAW_DATA, new Uint8Array(16));
+    raw.offer(0, [{ address: RAW_DATA, length: 16 }], [{ address: RAW_DATA + 4096, length: 513 }]);
+    raw.kick(0);
+    let closed = false;
+    const closing = device.close().then(() => {
+      closed = true;
+    });
+    for (let i = 0; i < 5; i++) await new Promise((resolve) => setImmediate(resolve));
+    assert.equal(closed, !fixed);
+    backend.answerAll();
+    await closing;
+    assert.equal(raw.used(0).length, 0);
+  }
+});

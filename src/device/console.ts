@@ -157,7 +157,7 @@ export class ConsoleDevice extends DeviceCore {
     running?.publish();
     // What else the guest sent to the port has nowhere to go.
     if (running !== undefined && this.broken === undefined) this.service(running);
-    if (port.announced) this.#send(id, VIRTIO_CONSOLE_DEVICE_REMOVE, 1);
+    if (port.announced && !this.#control.withdraw(id)) this.#send(id, VIRTIO_CONSOLE_DEVICE_REMOVE, 1);
   }
 
   /** The console of a port has another size now, in characters (1..65535). */
@@ -296,8 +296,11 @@ export class ConsoleDevice extends DeviceCore {
 
   #flushControl(): void {
     const running = this.queue(VIRTIO_CONSOLE_CONTROL_RX);
-    this.#control.flush(running, this.memory);
-    if (running !== undefined) this.checkQueue(running);
+    const isDone = this.#control.flush(running, this.memory);
+    if (running === undefined || !this.checkQueue(running) || isDone) return;
+    this.environment.defer(() => {
+      if (running.live && this.broken === undefined) this.#flushControl();
+    });
   }
 
   #ignored(what: string): void {
@@ -340,6 +343,7 @@ export class ConsoleDevice extends DeviceCore {
         if (port.announced) this.#send(port.id, VIRTIO_CONSOLE_PORT_OPEN, open ? 1 : 0);
       },
       fault: (reason) => this.#ignored(reason),
+      defer: (task) => this.environment.defer(task),
     };
   }
 

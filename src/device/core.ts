@@ -306,8 +306,13 @@ export abstract class DeviceCore {
     if (this.faults++ === 0) this.environment.log.log("warn", `${this.name}: ${reason}; ignored`);
   }
 
-  /** Lets go of everything outside (back ends are closed by whoever opened them). The device is not used again. */
+  /**
+   * Lets go of everything outside (back ends are closed by whoever opened them). Resolves when no back end works on guest memory any
+   * more. The device is not used again.
+   */
   async close(): Promise<void> {
+    for (let i = 0; i < this.#queues.length; i++) this.stopQueue(i);
+    if (this.#port !== undefined && this.busy()) await this.drain();
     this.reset();
   }
 

@@ -17,7 +17,12 @@ export interface PortHost {
   /** The host's end was opened or closed. */
   hostOpened(port: ConsolePort, open: boolean): void;
   fault(reason: string): void;
+  /** Runs something in a later turn. */
+  defer(task: () => void): void;
 }
+
+/** Looks for buffers in one go; a guest that adds as fast as they are filled, or adds empty ones, must not keep the thread. */
+const LOOKS_PER_TURN = 2048;
 
 /**
  * One port: a character back end on one side, a receiveq and a transmitq on the other. Nothing is buffered here. What the back end
@@ -41,6 +46,8 @@ export class ConsolePort {
   /** The back end offered more than the guest could take. */
   #receiveBlocked = false;
   #receiving = false;
+  /** Looks that are left to this turn. */
+  #looks = 0;
   /** The chain that the back end did not take wholly, and what is left of it. */
   #stalled: { running: RunningQueue; id: number } | undefined;
   readonly #rest = new SegmentList();
@@ -169,6 +176,7 @@ export class ConsolePort {
   #receive(bytes: Uint8Array): number {
     let taken = 0;
     this.#receiving = true;
+    this.#looks = LOOKS_PER_TURN;
     do {
       this.#receiveBlocked = false;
       taken += this.#fillBuffers(taken === 0 ? bytes : bytes.subarray(taken));
@@ -189,6 +197,11 @@ export class ConsolePort {
     const writer = new ChainWriter(this.#host.memory);
     let taken = 0;
     while (taken < bytes.length) {
+      if (this.#looks-- <= 0) {
+        this.#receiveBlocked = true;
+        this.#host.defer(() => this.buffersArrived());
+        break;
+      }
       batch.clear();
       if (queue.pop(batch, 1) === 0) {
         if (queue.fault === undefined && queue.enableKicks()) continue;
