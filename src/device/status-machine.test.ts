@@ -120,7 +120,6 @@ test("after a refusal the driver may choose other features", limit, () => {
   assert.deepEqual(device.features, FeatureSet.of(VIRTIO_F_VERSION_1, LOOP_F_PLAIN));
 });
 
-// device: ... / Common configuration structure layout #3, #4
 test("feature windows show 128 bits, and 0 beyond", limit, () => {
   const { machine, device } = setUp();
   const words = [0, 1, 2, 3, 4, 0xffffffff].map((select) => {
@@ -277,7 +276,6 @@ test("a broken device takes no kicks, and configuration changes still come", lim
   assert.deepEqual(events, ["config", "config"]);
 });
 
-// device: ... / Common configuration structure layout #8, #9, #10, #12
 test("queue reset, and a new start with other geometry", limit, () => {
   const rig = setUp();
   const { machine, device, events } = rig;

@@ -234,7 +234,6 @@ forEachWay(
   TWO_RINGS,
 );
 
-// device: Virtio Transport Options / Virtio Over PCI Bus / PCI Device Layout / Common configuration structure layout #6, #11
 forEachWay(
   "a reset waits while a back end works on guest memory",
   async (way, ring) => {
@@ -413,7 +412,6 @@ for (const [name, refuse, mode] of [
     await machine.close();
   });
 
-// driver: Virtio Structure PCI Capabilities #1, #2, #3
 test("capabilities that a driver does not know are passed over", { timeout: 20_000 }, async () => {
   class Odd extends VirtioPciDevice {
     constructor(device: DeviceCore, memory: GuestMemory) {

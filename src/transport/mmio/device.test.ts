@@ -5,10 +5,12 @@ import { FeatureSet } from "../../common/feature-set.ts";
 import { GuestMemory } from "../../memory/guest-memory.ts";
 import { LOOP_CFG_WRITABLE, LoopDevice, nodeEnvironment } from "../../testing/loop-device.ts";
 import { RawSplitRing } from "../../testing/raw-ring.ts";
+import { statements } from "../../testing/statements.ts";
 import { type MmioAccessSize, MmioLink, openMmio, VirtioMmioDevice, type VirtioMmioOptions } from "./index.ts";
 
 // Offsets are written out as in a guest's own headers, so that a wrong constant of ours cannot hide behind itself.
 const limit = { timeout: 10_000 };
+const LAYOUT = "Virtio Transport Options / Virtio Over MMIO / MMIO Device Register Layout";
 
 function setUp(options: Partial<VirtioMmioOptions> = {}, device = new LoopDevice()) {
   const memory = GuestMemory.allocate(0x100000);
@@ -68,16 +70,19 @@ function legacyRing({ write, view }: Rig, align = 64, pageSize = 4096): RawSplit
   });
 }
 
-// device: Virtio Transport Options / Virtio Over MMIO / MMIO Device Register Layout #1, #2
-test("mmio registers start with what the spec says", limit, () => {
-  for (const version of [1, 2] as const) {
-    const { read, device } = setUp({ version });
-    assert.deepEqual([read(0), read(4), read(8), read(0xc)], [0x74726976, version, device.deviceId, 0x554d4551]);
-    assert.equal(read(0x34), 64);
-    for (const offset of [0x44, 0x40, 0x60, 0x70, 0xc0]) assert.equal(read(offset), 0, `offset ${offset}`);
-  }
-  assert.throws(() => setUp({ version: 3 as 2 }), { code: "ERR_VIRTKIT_MMIO_VERSION" });
-});
+test(
+  statements("mmio registers start with what the spec says", `device: ${LAYOUT} #1`, `device: ${LAYOUT} #2`),
+  limit,
+  () => {
+    for (const version of [1, 2] as const) {
+      const { read, device } = setUp({ version });
+      assert.deepEqual([read(0), read(4), read(8), read(0xc)], [0x74726976, version, device.deviceId, 0x554d4551]);
+      assert.equal(read(0x34), 64);
+      for (const offset of [0x44, 0x40, 0x60, 0x70, 0xc0]) assert.equal(read(offset), 0, `offset ${offset}`);
+    }
+    assert.throws(() => setUp({ version: 3 as 2 }), { code: "ERR_VIRTKIT_MMIO_VERSION" });
+  },
+);
 
 test("mmio: control registers take aligned 32-bit accesses, the configuration any", limit, () => {
   const { mmio, device } = setUp();
@@ -95,29 +100,35 @@ test("mmio: control registers take aligned 32-bit accesses, the configuration an
   assert.equal(mmio.read(0x100 + 4096, 4), 0);
 });
 
-// device: Virtio Transport Options / Virtio Over MMIO / MMIO Device Register Layout #3, #4, #5
-test("mmio: interrupt status, acknowledge and level, reset, generation", limit, () => {
-  const rig = setUp();
-  const { read, write, irq, device } = rig;
-  const ring = bringUp(rig);
-  offer(ring);
-  write(0x50, 0);
-  assert.deepEqual([irq.splice(0), read(0x60)], [[true], 1]);
-  device.config.update(() => undefined);
-  assert.deepEqual([irq.splice(0), read(0x60)], [[], 3]);
-  write(0x64, 1);
-  assert.deepEqual([irq.splice(0), read(0x60)], [[], 2]);
-  write(0x64, 0xffffffff);
-  assert.deepEqual([irq.splice(0), read(0x60)], [[false], 0]);
-  const before = read(0xfc);
-  device.config.update(() => undefined);
-  assert.notEqual(read(0xfc), before);
-  assert.deepEqual(irq.splice(0), [true]);
-  write(0x70, 0);
-  assert.deepEqual([irq.splice(0), read(0x60), read(0x70), read(0x44)], [[false], 0, 0, 0]);
-});
+test(
+  statements(
+    "mmio: interrupt status, acknowledge and level, reset, generation",
+    `device: ${LAYOUT} #3`,
+    `device: ${LAYOUT} #5`,
+  ),
+  limit,
+  () => {
+    const rig = setUp();
+    const { read, write, irq, device } = rig;
+    const ring = bringUp(rig);
+    offer(ring);
+    write(0x50, 0);
+    assert.deepEqual([irq.splice(0), read(0x60)], [[true], 1]);
+    device.config.update(() => undefined);
+    assert.deepEqual([irq.splice(0), read(0x60)], [[], 3]);
+    write(0x64, 1);
+    assert.deepEqual([irq.splice(0), read(0x60)], [[], 2]);
+    write(0x64, 0xffffffff);
+    assert.deepEqual([irq.splice(0), read(0x60)], [[false], 0]);
+    const before = read(0xfc);
+    device.config.update(() => undefined);
+    assert.notEqual(read(0xfc), before);
+    assert.deepEqual(irq.splice(0), [true]);
+    write(0x70, 0);
+    assert.deepEqual([irq.splice(0), read(0x60), read(0x70), read(0x44)], [[false], 0, 0, 0]);
+  },
+);
 
-// device: Virtio Transport Options / Virtio Over MMIO / MMIO Device Register Layout #6
 test("mmio: QueueReady 0 takes a queue out of use and keeps its addresses", limit, async () => {
   const rig = setUp();
   const { read, write, device } = rig;
@@ -135,19 +146,22 @@ test("mmio: QueueReady 0 takes a queue out of use and keeps its addresses", limi
   assert.equal(read(0x44), 0);
 });
 
-// device: Virtio Transport Options / Virtio Over MMIO / MMIO Device Register Layout #7, #8, #9, #10, #11
-test("mmio: QueueReset", limit, async () => {
-  const rig = setUp();
-  const { read, write, device } = rig;
-  bringUp(rig);
-  assert.equal(read(0xc0), 0);
-  device.borrowing = true;
-  write(0xc0, 1);
-  assert.deepEqual([read(0xc0), device.queue(0)], [1, undefined]);
-  device.release();
-  await new Promise((resolve) => setImmediate(resolve));
-  assert.deepEqual([read(0xc0), read(0x44)], [0, 0]);
-});
+test(
+  statements("mmio: QueueReset", `device: ${LAYOUT} #9`, `device: ${LAYOUT} #11`, `device: ${LAYOUT} #12`),
+  limit,
+  async () => {
+    const rig = setUp();
+    const { read, write, device } = rig;
+    bringUp(rig);
+    assert.equal(read(0xc0), 0);
+    device.borrowing = true;
+    write(0xc0, 1);
+    assert.deepEqual([read(0xc0), device.queue(0)], [1, undefined]);
+    device.release();
+    await new Promise((resolve) => setImmediate(resolve));
+    assert.deepEqual([read(0xc0), read(0x44)], [0, 0]);
+  },
+);
 
 test("mmio: shared memory registers; all ones for a region that does not exist", limit, () => {
   const device = new LoopDevice({ sharedMemory: [{ id: 7, memory: new Uint8Array(8192) }] });

@@ -340,3 +340,15 @@ test(
     await driver.remove();
   },
 );
+
+test("VIRTIO_F_NOTIF_CONFIG_DATA has no register here, so it is not accepted", limit, async () => {
+  const rig = new MmioDriverRig();
+  let word = 0;
+  rig.access.onWrite = ({ offset, value }) => {
+    if (offset === 0x14) word = value;
+  };
+  rig.access.answer = ({ offset, value }) => (offset === 0x10 && word === 1 ? value | 0x80 : value);
+  const driver = await rig.start();
+  assert.deepEqual([driver.features.has(38), driver.features.has(39)], [true, false]);
+  await driver.remove();
+});

@@ -25,7 +25,6 @@ test("header as QEMU's modern devices have it", limit, () => {
   assert.equal(pci.configRead(4, 2), 0x0547);
 });
 
-// device: ... / Common configuration structure layout #1, #2; ISR status capability #1; PCI configuration access capability #1
 test("capabilities as QEMU lays them out", limit, () => {
   const rig = setUp();
   const seen = capabilities(rig).map((c) => [c.at, c.id, c.id === 9 ? c.length : 12, c.type, c.bar, c.offset, c.size]);

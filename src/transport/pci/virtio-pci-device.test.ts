@@ -15,9 +15,13 @@ import {
   send,
   pciRig as setUp,
 } from "../../testing/pci-guest.ts";
+import { statements } from "../../testing/statements.ts";
 import type { AccessSize } from "./function.ts";
 
 const limit = { timeout: 10_000 };
+const PCI = "Virtio Transport Options / Virtio Over PCI Bus";
+const LAYOUT = `${PCI} / PCI Device Layout`;
+const VECTORS = `${PCI} / PCI-specific Initialization And Device Operation / Device Initialization / MSI-X Vector Configuration`;
 
 test("the common configuration starts with what the spec says", limit, () => {
   const { read, device } = setUp();
@@ -46,21 +50,24 @@ test("the common configuration starts with what the spec says", limit, () => {
   assert.equal(read(0xffc, 4), 0);
 });
 
-// device: Virtio Transport Options / Virtio Over PCI Bus / PCI Device Layout #1
-test("halves, and bytes, of a 64-bit field are written and read on their own", limit, () => {
-  const { read, write } = setUp();
-  write(0x16, 2, 1);
-  write(0x24, 4, 0x89abcdef);
-  assert.deepEqual([read(0x20, 4), read(0x24, 4)], [0, 0x89abcdef]);
-  for (let i = 0; i < 8; i++) write(0x28 + i, 1, 0xf0 + i);
-  assert.deepEqual([read(0x28, 4), read(0x2c, 4)], [0xf3f2f1f0, 0xf7f6f5f4]);
-  for (let i = 0; i < 8; i++) assert.equal(read(0x28 + i, 1), 0xf0 + i);
-  write(0x32, 2, 0xbeef);
-  assert.equal(read(0x30, 4), 0xbeef0000);
-  assert.equal(read(0x2e, 4), 0x0000f7f6);
-  write(0x16, 2, 0);
-  assert.equal(read(0x24, 4), 0);
-});
+test(
+  statements("halves, and bytes, of a 64-bit field are written and read on their own", `device: ${LAYOUT} #1`),
+  limit,
+  () => {
+    const { read, write } = setUp();
+    write(0x16, 2, 1);
+    write(0x24, 4, 0x89abcdef);
+    assert.deepEqual([read(0x20, 4), read(0x24, 4)], [0, 0x89abcdef]);
+    for (let i = 0; i < 8; i++) write(0x28 + i, 1, 0xf0 + i);
+    assert.deepEqual([read(0x28, 4), read(0x2c, 4)], [0xf3f2f1f0, 0xf7f6f5f4]);
+    for (let i = 0; i < 8; i++) assert.equal(read(0x28 + i, 1), 0xf0 + i);
+    write(0x32, 2, 0xbeef);
+    assert.equal(read(0x30, 4), 0xbeef0000);
+    assert.equal(read(0x2e, 4), 0x0000f7f6);
+    write(0x16, 2, 0);
+    assert.equal(read(0x24, 4), 0);
+  },
+);
 
 test("a wide write reaches every field that it covers", limit, () => {
   const { read, write } = setUp();
@@ -71,57 +78,72 @@ test("a wide write reaches every field that it covers", limit, () => {
   assert.deepEqual([read(0x14, 1), read(0x15, 1), read(0x16, 2)], [3, 0, 1]);
 });
 
-// device: MSI-X Vector Configuration
-test("vectors: NO_VECTOR for one that does not exist, unmapped at reset", limit, () => {
-  const { read, write } = setUp({ vectors: 3 });
-  for (const at of [0x10, 0x1a]) {
-    for (const [written, kept] of [
-      [0, 0],
-      [2, 2],
-      [3, NO_VECTOR],
-      [1, 1],
-      [0x7ff, NO_VECTOR],
-      [2, 2],
-      [NO_VECTOR, NO_VECTOR],
-      [2, 2],
-    ] as const) {
-      write(at, 2, written);
-      assert.equal(read(at, 2), kept);
+test(
+  statements(
+    "vectors: NO_VECTOR for one that does not exist, unmapped at reset",
+    `device: ${VECTORS} #4`,
+    `device: ${VECTORS} #5`,
+    `device: ${VECTORS} #6`,
+  ),
+  limit,
+  () => {
+    const { read, write } = setUp({ vectors: 3 });
+    for (const at of [0x10, 0x1a]) {
+      for (const [written, kept] of [
+        [0, 0],
+        [2, 2],
+        [3, NO_VECTOR],
+        [1, 1],
+        [0x7ff, NO_VECTOR],
+        [2, 2],
+        [NO_VECTOR, NO_VECTOR],
+        [2, 2],
+      ] as const) {
+        write(at, 2, written);
+        assert.equal(read(at, 2), kept);
+      }
     }
-  }
-  write(0x14, 1, 0);
-  assert.deepEqual([read(0x10, 2), read(0x1a, 2)], [NO_VECTOR, NO_VECTOR]);
-  write(0x16, 2, 9);
-  write(0x1a, 2, 1);
-  assert.equal(read(0x1a, 2), NO_VECTOR);
-  const without = setUp({ vectors: 0 });
-  without.write(0x10, 2, 0);
-  assert.equal(without.read(0x10, 2), NO_VECTOR);
-  assert.ok(capabilities(without).every((c) => c.id === 9));
-});
+    write(0x14, 1, 0);
+    assert.deepEqual([read(0x10, 2), read(0x1a, 2)], [NO_VECTOR, NO_VECTOR]);
+    write(0x16, 2, 9);
+    write(0x1a, 2, 1);
+    assert.equal(read(0x1a, 2), NO_VECTOR);
+    const without = setUp({ vectors: 0 });
+    without.write(0x10, 2, 0);
+    assert.equal(without.read(0x10, 2), NO_VECTOR);
+    assert.ok(capabilities(without).every((c) => c.id === 9));
+  },
+);
 
-// device: ISR status capability #2, #3, #4, #5
-test("INTx: ISR bits, deasserted by a read, status and disable bits", limit, () => {
-  const rig = setUp({ vectors: 0 });
-  const { pci, intx, device } = rig;
-  const ring = bringUp(rig);
-  const status = () => pci.configRead(6, 2) & 8;
-  send(rig, ring);
-  assert.deepEqual([intx.splice(0), status()], [[true], 8]);
-  send(rig, ring);
-  device.config.update(() => undefined);
-  assert.deepEqual(intx.splice(0), []);
-  assert.equal(pci.barRead(BAR4, ISR, 1), 3);
-  assert.deepEqual([intx.splice(0), status()], [[false], 0]);
-  assert.equal(pci.barRead(BAR4, ISR, 1), 0);
-  pci.configWrite(4, 2, 0x0407);
-  send(rig, ring);
-  assert.deepEqual([intx.splice(0), status()], [[], 8]);
-  pci.configWrite(5, 1, 0);
-  assert.deepEqual(intx.splice(0), [true]);
-  rig.write(0x14, 1, 0);
-  assert.deepEqual([intx.splice(0), status(), pci.barRead(BAR4, ISR, 1)], [[false], 0, 0]);
-});
+test(
+  statements(
+    "INTx: ISR bits, deasserted by a read, status and disable bits",
+    `device: ${LAYOUT} / ISR status capability #4`,
+    `device: ${LAYOUT} / ISR status capability #5`,
+  ),
+  limit,
+  () => {
+    const rig = setUp({ vectors: 0 });
+    const { pci, intx, device } = rig;
+    const ring = bringUp(rig);
+    const status = () => pci.configRead(6, 2) & 8;
+    send(rig, ring);
+    assert.deepEqual([intx.splice(0), status()], [[true], 8]);
+    send(rig, ring);
+    device.config.update(() => undefined);
+    assert.deepEqual(intx.splice(0), []);
+    assert.equal(pci.barRead(BAR4, ISR, 1), 3);
+    assert.deepEqual([intx.splice(0), status()], [[false], 0]);
+    assert.equal(pci.barRead(BAR4, ISR, 1), 0);
+    pci.configWrite(4, 2, 0x0407);
+    send(rig, ring);
+    assert.deepEqual([intx.splice(0), status()], [[], 8]);
+    pci.configWrite(5, 1, 0);
+    assert.deepEqual(intx.splice(0), [true]);
+    rig.write(0x14, 1, 0);
+    assert.deepEqual([intx.splice(0), status(), pci.barRead(BAR4, ISR, 1)], [[false], 0, 0]);
+  },
+);
 
 test("no interrupts before DRIVER_OK", limit, () => {
   const { pci, intx, device, write } = setUp({ vectors: 0 });
@@ -214,7 +236,6 @@ test("a device reset keeps the MSI-X table, a bus reset does not", limit, () => 
   );
 });
 
-// device: PCI configuration access capability #2, #3
 test("the configuration access window reaches every structure", limit, () => {
   const rig = setUp({ ioNotify: true });
   const { pci, device } = rig;
