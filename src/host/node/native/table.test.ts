@@ -90,6 +90,8 @@ test("a place outside of its mapping fails that request alone", limit, () => {
   });
   assert.equal(table.run(0, places.length), places.length - 1);
   assert.deepEqual([...table.result.subarray(0, places.length)], [...Array(places.length - 1).fill(-EFAULT), 8192]);
+  assert.equal(table.copyIn(8, 1, new Uint8Array(1)), -EFAULT);
+  assert.equal(table.copyOut(8, 1, new Uint8Array(1)), 1);
   request(table, 0, OP_WRITE, fd, 0, [8, 1]);
   request(table, 1, OP_READ, fd, 0, [15, 2]);
   request(table, 2, OP_READ, fd, 0, [9, 0]);

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { assertNothingLeft, heldResources } from "../../../testing/resources.ts";
-import { nativeProblem } from "./load.ts";
+import { loadNative, nativeProblem } from "./load.ts";
 import { MappedMemory } from "./memory.ts";
 import { DescriptorSocket } from "./sockets.ts";
 import { FSYNC_DATA, OP_FALLOCATE, OP_FSYNC, OP_READ, OP_WRITE, RequestTable } from "./table.ts";
@@ -182,6 +182,22 @@ test("what does not end at once is told by the event descriptor, and holds the m
   await ring.close();
   ours.close();
   theirs.close();
+  close();
+});
+
+test("arming says what came before it, so that nothing waits for a signal that was not given", limit, async () => {
+  const { table, close } = rig();
+  const native = loadNative();
+  const id = native.uringCreate(4);
+  // One that the kernel completes, then one that never gets there.
+  for (const op of [OP_READ, 99]) {
+    table.op[0] = op;
+    assert.equal(native.uringArm(id), 0);
+    assert.equal(native.uringSubmit(id, table.id, 0, 1), 1);
+    while (native.uringArm(id) === 0) await new Promise((resolve) => setImmediate(resolve));
+    assert.equal(native.uringReap(id), 1);
+  }
+  assert.equal(native.uringClose(id), 0);
   close();
 });
 
