@@ -5,6 +5,7 @@ import {
   VIRTIO_CONFIG_S_FAILED,
   VIRTIO_CONFIG_S_FEATURES_OK,
   VIRTIO_CONFIG_S_NEEDS_RESET,
+  VIRTIO_CONFIG_S_SUSPEND,
 } from "../spec/status.ts";
 
 const NAMES: readonly (readonly [bit: number, name: string])[] = [
@@ -12,6 +13,7 @@ const NAMES: readonly (readonly [bit: number, name: string])[] = [
   [VIRTIO_CONFIG_S_DRIVER, "DRIVER"],
   [VIRTIO_CONFIG_S_FEATURES_OK, "FEATURES_OK"],
   [VIRTIO_CONFIG_S_DRIVER_OK, "DRIVER_OK"],
+  [VIRTIO_CONFIG_S_SUSPEND, "SUSPEND"],
   [VIRTIO_CONFIG_S_NEEDS_RESET, "DEVICE_NEEDS_RESET"],
   [VIRTIO_CONFIG_S_FAILED, "FAILED"],
 ];

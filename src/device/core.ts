@@ -27,7 +27,7 @@ import {
 import { ConfigSpace } from "./config-space.ts";
 import { RunningQueue } from "./running-queue.ts";
 import { checkSharedMemory, type SharedMemoryRegion } from "./shared-memory.ts";
-import { TracedQueue } from "./traced-queue.ts";
+import { queueStart, TracedQueue } from "./traced-queue.ts";
 import type { TransportPort } from "./transport-port.ts";
 
 /** The features that every device here can offer, because `virtqueue/` and this core implement them. */
@@ -207,8 +207,7 @@ export abstract class DeviceCore {
     if (this.#queues[index] !== undefined) this.stopQueue(index);
     const features = queueFeatures(this.#negotiated);
     const ring = createDeviceQueue(this.memory, config, features, state);
-    const format = features.packed ? "packed" : "split";
-    this.tracer?.emit({ kind: "queue", queue: index, state: "start", format, ...config });
+    this.tracer?.emit(queueStart(index, config, features.packed));
     const queue = this.tracer === undefined ? ring : new TracedQueue(ring, index, this.tracer);
     const running = new RunningQueue(index, queue, () => this.#attached().notifyQueue(index));
     if (queue.fault !== undefined) {

@@ -1,5 +1,5 @@
-import type { Tracer } from "../trace/types.ts";
-import type { ChainBatch, DeviceQueue, QueueFault, QueueState } from "../virtqueue/index.ts";
+import type { QueueStartEvent, Tracer } from "../trace/types.ts";
+import type { ChainBatch, DeviceQueue, QueueConfig, QueueFault, QueueState } from "../virtqueue/index.ts";
 
 /**
  * A queue that tells a tracer what is taken from it and returned to it. Only a traced device has one, so that the way of a chain
@@ -71,4 +71,11 @@ export class TracedQueue implements DeviceQueue {
   state(): QueueState {
     return this.#queue.state();
   }
+}
+
+/** That a queue starts, as traces show it. */
+export function queueStart(queue: number, config: QueueConfig, packed: boolean): QueueStartEvent {
+  const { size, desc: descriptorArea, driver: driverArea, device: deviceArea } = config;
+  const format = packed ? "packed" : "split";
+  return { kind: "queue", queue, state: "start", format, size, descriptorArea, driverArea, deviceArea };
 }

@@ -1,6 +1,7 @@
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
 import type { FeatureSet } from "../common/feature-set.ts";
+import type { Tracer } from "../trace/types.ts";
 import type { DriverContext, VirtioDriver } from "./core.ts";
 import type { DmaAllocator } from "./dma.ts";
 import type { DriverTransport } from "./transport.ts";
@@ -43,6 +44,8 @@ export interface VirtioBusOptions {
   /** Ring features that drivers may accept. */
   readonly ringFeatures?: FeatureSet;
   readonly maxQueueSize?: number;
+  /** Gives each driver whom to tell what it does, by the driver's name. */
+  readonly tracerOf?: ((driver: string) => Tracer | undefined) | undefined;
 }
 
 /**
@@ -118,7 +121,8 @@ export class VirtioBus {
   }
 
   async #probe<D extends VirtioDriver>(device: Device, type: DriverType<D>): Promise<D | undefined> {
-    const { dma, environment, ringFeatures, maxQueueSize } = this.#options;
+    const { dma, environment, ringFeatures, maxQueueSize, tracerOf } = this.#options;
+    const tracer = tracerOf?.(type.name);
     try {
       const driver = type.create({
         transport: device.transport,
@@ -126,6 +130,7 @@ export class VirtioBus {
         environment,
         ...(ringFeatures === undefined ? {} : { ringFeatures }),
         ...(maxQueueSize === undefined ? {} : { maxQueueSize }),
+        ...(tracer === undefined ? {} : { tracer }),
       });
       device.driver = driver;
       await driver.start();

@@ -1,6 +1,7 @@
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
 import { FeatureSet } from "../common/feature-set.ts";
+import { statusNames } from "../common/status-names.ts";
 import {
   VIRTIO_F_NOTIF_CONFIG_DATA,
   VIRTIO_F_RING_PACKED,
@@ -17,9 +18,11 @@ import {
   VIRTIO_CONFIG_S_NEEDS_RESET,
   VIRTIO_CONFIG_S_SUSPEND,
 } from "../spec/status.ts";
+import type { Tracer } from "../trace/types.ts";
 import type { QueueFault } from "../virtqueue/index.ts";
 import type { DmaAllocator } from "./dma.ts";
 import { DRIVER_RING_FEATURES, type DriverFeature, driverQueueFeatures, negotiate } from "./features.ts";
+import { queueStart } from "./traced-queue.ts";
 import type { DriverTransport } from "./transport.ts";
 import { VirtQueue, type VirtQueueHost, type VirtQueueOptions } from "./virtqueue.ts";
 
@@ -33,6 +36,8 @@ export interface DriverContext {
   readonly ringFeatures?: FeatureSet;
   /** Entries a queue gets at most; the device's own maximum unless said. */
   readonly maxQueueSize?: number;
+  /** Whom to tell what the driver does. */
+  readonly tracer?: Tracer;
 }
 
 /** What a driver declares of itself. */
@@ -75,6 +80,7 @@ export abstract class VirtioDriver {
   readonly name: string;
   protected readonly dma: DmaAllocator;
   protected readonly environment: Environment;
+  protected readonly tracer: Tracer | undefined;
   readonly #description: DriverDescription;
   readonly #transport: DriverTransport;
   readonly #ringFeatures: FeatureSet;
@@ -98,6 +104,7 @@ export abstract class VirtioDriver {
     this.name = `${description.name} on ${context.transport.name}`;
     this.dma = context.dma;
     this.environment = context.environment;
+    this.tracer = context.tracer;
     if (!description.deviceIds.includes(context.transport.deviceId))
       throw new VirtkitError(
         "ERR_VIRTKIT_DEVICE_ID",
@@ -253,7 +260,7 @@ export abstract class VirtioDriver {
     if (!this.#features.has(VIRTIO_F_RING_RESET))
       throw new VirtkitError("ERR_VIRTKIT_FEATURES", `${this.name}: VIRTIO_F_RING_RESET was not negotiated`);
     await this.#transport.resetQueue(queue.index);
-    queue.close();
+    this.#closeQueue(queue);
     this.#openQueue(queue, options);
   }
 
@@ -287,6 +294,7 @@ export abstract class VirtioDriver {
       throw new VirtkitError("ERR_VIRTKIT_DRIVER_STATE", `${this.name}: the configuration is written from onSetUp on`);
     if (this.#state === "suspended")
       throw new VirtkitError("ERR_VIRTKIT_DRIVER_STATE", `${this.name}: the device is suspended; resume it first`);
+    this.tracer?.emit({ kind: "config", by: "driver", offset, length: size });
     this.#transport.writeConfig(offset, size, value);
   }
 
@@ -295,7 +303,7 @@ export abstract class VirtioDriver {
     const transport = this.#transport;
     try {
       transport.onConfigChange(() => this.#configInterrupt());
-      await transport.reset();
+      await this.#reset();
       this.#addStatus(VIRTIO_CONFIG_S_ACKNOWLEDGE);
       this.#addStatus(VIRTIO_CONFIG_S_DRIVER);
       this.#negotiate();
@@ -328,6 +336,7 @@ export abstract class VirtioDriver {
     if (!legacy) this.#addStatus(VIRTIO_CONFIG_S_FEATURES_OK);
     if (!legacy && (transport.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) === 0)
       throw new VirtkitError("ERR_VIRTKIT_FEATURES", `${this.name}: the device does not accept the features ${chosen}`);
+    this.tracer?.emit({ kind: "features", features: chosen.toString(), accepted: true });
     this.#features = chosen;
     this.#configurable = true;
   }
@@ -338,9 +347,9 @@ export abstract class VirtioDriver {
     this.#configurable = false;
     this.#heldKicks.clear();
     this.#configPending = false;
-    if (this.#state !== "down") await this.#transport.reset();
+    if (this.#state !== "down") await this.#reset();
     this.#state = "down";
-    for (const queue of this.#queues) queue?.close();
+    for (const queue of this.#queues) if (queue !== undefined) this.#closeQueue(queue);
     this.#queues.length = 0;
     this.#features = FeatureSet.EMPTY;
     if (wasUp) this.onTearDown();
@@ -363,15 +372,23 @@ export abstract class VirtioDriver {
     if (!(Number.isInteger(entries) && entries > 0))
       throw new VirtkitError("ERR_VIRTKIT_QUEUE", `${this.name}: queue ${queue.index} cannot have ${entries} entries`);
     if (!this.#features.has(VIRTIO_F_RING_PACKED)) entries = 2 ** Math.floor(Math.log2(entries));
-    const config = queue.open(entries, driverQueueFeatures(this.#features), options.indirectEntries);
+    const features = driverQueueFeatures(this.#features);
+    const config = queue.open(entries, features, options.indirectEntries);
+    this.tracer?.emit(queueStart(queue.index, config, features.packed));
     try {
       this.#transport.enableQueue(queue.index, config, () => {
+        this.tracer?.emit({ kind: "interrupt", queue: queue.index });
         if (queue.live && this.#isUp) this.onInterrupt(queue);
       });
     } catch (error) {
-      queue.close();
+      this.#closeQueue(queue);
       throw error;
     }
+  }
+
+  #closeQueue(queue: VirtQueue): void {
+    if (queue.live) this.tracer?.emit({ kind: "queue", queue: queue.index, state: "stop" });
+    queue.close();
   }
 
   #queueHost(): VirtQueueHost {
@@ -379,9 +396,10 @@ export abstract class VirtioDriver {
       environment: this.environment,
       dma: this.dma,
       isSuspended: () => this.#state === "suspended",
+      tracer: this.tracer,
       notify: (index: number, data: number) => {
         // The driver MUST NOT send any buffer available notifications before DRIVER_OK (driver: Device Initialization #5).
-        if (this.#state === "ready") this.#transport.notify(index, data);
+        if (this.#state === "ready") this.#kick(index, data);
         else this.#heldKicks.set(index, data);
       },
       queueFault: (queue: VirtQueue, fault: QueueFault) => this.#broken(`queue ${queue.index}: ${fault.reason}`),
@@ -416,11 +434,17 @@ export abstract class VirtioDriver {
   }
 
   #sendHeldKicks(): void {
-    for (const [index, data] of [...this.#heldKicks]) this.#transport.notify(index, data);
+    for (const [index, data] of [...this.#heldKicks]) this.#kick(index, data);
     this.#heldKicks.clear();
   }
 
+  #kick(index: number, data: number): void {
+    this.tracer?.emit({ kind: "kick", queue: index });
+    this.#transport.notify(index, data);
+  }
+
   #configInterrupt(): void {
+    this.tracer?.emit({ kind: "interrupt" });
     if (this.#state !== "ready" && this.#state !== "suspended") return;
     if ((this.#transport.getStatus() & VIRTIO_CONFIG_S_NEEDS_RESET) !== 0) this.#broken("the device needs a reset");
     else if (this.#state === "suspended") this.#configPending = true;
@@ -430,6 +454,7 @@ export abstract class VirtioDriver {
   #broken(reason: string): void {
     if (this.#state !== "ready" && this.#state !== "suspended") return;
     this.#state = "needs-reset";
+    this.tracer?.emit({ kind: "fault", reason, fatal: true });
     this.environment.log.log("warn", `${this.name}: ${reason}`);
     if (!this.onNeedsReset(reason)) return;
     void this.#serially(async () => {
@@ -447,7 +472,14 @@ export abstract class VirtioDriver {
   }
 
   #addStatus(bit: number): void {
-    this.#transport.setStatus(this.#transport.getStatus() | bit);
+    const status = this.#transport.getStatus() | bit;
+    this.tracer?.emit({ kind: "status", value: status, names: statusNames(status) });
+    this.#transport.setStatus(status);
+  }
+
+  async #reset(): Promise<void> {
+    this.tracer?.emit({ kind: "status", value: 0, names: "" });
+    await this.#transport.reset();
   }
 
   #mustBe(state: DriverState, what: string): void {

@@ -1,5 +1,6 @@
 import type { Environment } from "../common/environment.ts";
 import { VirtkitError } from "../common/error.ts";
+import type { Tracer } from "../trace/types.ts";
 import {
   createDriverQueue,
   type DriverQueue,
@@ -13,6 +14,7 @@ import {
   splitLayout,
 } from "../virtqueue/index.ts";
 import type { DmaAllocator, DmaBuffer, DmaSegment } from "./dma.ts";
+import { TracedQueue } from "./traced-queue.ts";
 
 /** Used chains that are taken in one go. */
 const BATCH = 64;
@@ -41,6 +43,7 @@ export interface VirtQueueHost {
   readonly dma: DmaAllocator;
   /** The device is suspended: nothing may be made available to it. */
   isSuspended(): boolean;
+  readonly tracer: Tracer | undefined;
   /** Sends an available buffer notification; holds it back until DRIVER_OK. */
   notify(index: number, data: number): void;
   /** The device broke the queue. */
@@ -175,14 +178,15 @@ export class VirtQueue {
 
   /** For the driver core: allocates and zeroes the rings. Returns what the device is to be told. */
   open(size: number, features: QueueFeatures, indirectEntries = DEFAULT_INDIRECT_ENTRIES): QueueConfig {
-    const { dma } = this.#host;
+    const { dma, tracer } = this.#host;
     const layoutOf = features.packed ? packedLayout : features.legacy ? legacySplitLayout : splitLayout;
     this.#memory = dma.alloc(layoutOf(0, size).bytes, 4096);
     const config = layoutOf(this.#memory.address, size);
     if (features.indirect && indirectEntries > 0)
       this.#indirect = dma.alloc(indirectTablesBytes(size, indirectEntries), 16);
     const tables = this.#indirect && { address: this.#indirect.address, entriesPerTable: indirectEntries };
-    this.#ring = createDriverQueue(dma.memory, config, features, tables);
+    const ring = createDriverQueue(dma.memory, config, features, tables);
+    this.#ring = tracer === undefined ? ring : new TracedQueue(ring, this.index, tracer);
     this.#size = size;
     return config;
   }

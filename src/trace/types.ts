@@ -23,16 +23,16 @@ export interface QueueRegisterEvent {
   readonly value: number;
 }
 
-/** A queue runs from here on; the addresses are guest-physical. */
+/** A queue runs from here on. The areas are guest-physical addresses. */
 export interface QueueStartEvent {
   readonly kind: "queue";
   readonly queue: number;
   readonly state: "start";
   readonly format: "split" | "packed";
   readonly size: number;
-  readonly desc: number;
-  readonly driver: number;
-  readonly device: number;
+  readonly descriptorArea: number;
+  readonly driverArea: number;
+  readonly deviceArea: number;
 }
 
 /** A queue does not run any more. */
@@ -81,12 +81,12 @@ export interface PushEvent {
   readonly written: number;
 }
 
-/** A notification of the driver: for a used buffer, or (without `queue`) for a change of configuration. */
+/** A notification of the driver, sent or (by a driver) taken: for a used buffer, or without `queue` for a change of configuration. */
 export interface InterruptEvent {
   readonly kind: "interrupt";
   readonly queue?: number;
-  /** The way it goes; "none" when the driver mapped no vector. */
-  readonly by: "msix" | "intx" | "irq" | "call" | "none";
+  /** The way it goes, where a device sends it; "none" when the driver mapped no vector. */
+  readonly by?: "msix" | "intx" | "irq" | "call" | "none";
   /** MSI-X vector. */
   readonly vector?: number;
 }

@@ -7,6 +7,7 @@ import type { VirtioDriver } from "../../driver/core.ts";
 import { DmaAllocator } from "../../driver/dma.ts";
 import type { DriverTransport } from "../../driver/transport.ts";
 import { GuestMemory } from "../../memory/guest-memory.ts";
+import type { Tracer } from "../../trace/types.ts";
 import { LoopbackTransport } from "../../transport/loopback/index.ts";
 import { MmioLink, openMmio, VirtioMmioDevice, type VirtioMmioOptions } from "../../transport/mmio/index.ts";
 import { PciHostBridge, PciScanner, VirtioPciDevice, type VirtioPciOptions } from "../../transport/pci/index.ts";
@@ -27,6 +28,8 @@ export interface LoopbackMachineOptions {
   readonly window?: boolean;
   /** True to drive PCI devices through their legacy interface where they have one. */
   readonly legacy?: boolean;
+  /** Gives each device and each driver whom to tell what it does, by its name. */
+  readonly tracerOf?: (name: string) => Tracer | undefined;
 }
 
 /** How a device is attached. */
@@ -53,6 +56,7 @@ export class LoopbackMachine {
   readonly #environment: Environment;
   readonly #delivery: "deferred" | "direct";
   readonly #scanner: PciScanner;
+  readonly #tracerOf: ((name: string) => Tracer | undefined) | undefined;
   #mmioDevices = 0;
 
   constructor(options: LoopbackMachineOptions) {
@@ -61,6 +65,7 @@ export class LoopbackMachine {
       throw new VirtkitError("ERR_VIRTKIT_MEMORY_SIZE", `memorySize must be a multiple of ${PAGE}, not ${size}`);
     const { environment, ringFeatures, maxQueueSize, msis } = options;
     this.#environment = environment;
+    this.#tracerOf = options.tracerOf;
     this.#delivery = options.delivery ?? "deferred";
     this.memory = GuestMemory.allocate(size);
     // Address 0 stays unused: to a device it says "nothing here".
@@ -75,6 +80,7 @@ export class LoopbackMachine {
     this.bus = new VirtioBus({
       dma: this.dma,
       environment,
+      tracerOf: options.tracerOf,
       ...(ringFeatures === undefined ? {} : { ringFeatures }),
       ...(maxQueueSize === undefined ? {} : { maxQueueSize }),
     });
@@ -82,6 +88,7 @@ export class LoopbackMachine {
 
   /** Plugs a device in without a driver; `bus.scan` or `bus.bind` take what is returned. */
   plug(device: DeviceCore, how: LoopbackAttachment = { transport: "loopback" }): DriverTransport {
+    device.tracer ??= this.#tracerOf?.(device.name);
     if (how.transport === "loopback")
       return new LoopbackTransport(device, {
         memory: this.memory,
