@@ -1,11 +1,10 @@
 // `npm run bench -- ring --json`: both sides of a virtqueue in one thread, against a C program that does the same.
-import { type ChildProcess, type SpawnOptions, spawn, spawnSync } from "node:child_process";
-import { once } from "node:events";
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { median, Side } from "../side.ts";
 import { caseName, type RingCase } from "./case.ts";
 
 export interface BenchRow {
@@ -41,8 +40,8 @@ export default async function run(emit: (row: BenchRow) => void): Promise<void> 
 
 async function measure(one: RingCase, peer: string): Promise<BenchRow> {
   const args = [one.packed ? "packed" : "split", String(one.descriptors), String(one.batch)];
-  const own = new Side(spawn(process.execPath, ["--import", "tsx", here("worker.ts"), ...args], pipes));
-  const other = new Side(spawn(peer, args, pipes));
+  const own = new Side(process.execPath, ["--import", "tsx", here("worker.ts"), ...args]);
+  const other = new Side(peer, args);
   const values: number[] = [];
   const peerValues: number[] = [];
   try {
@@ -63,36 +62,4 @@ async function measure(one: RingCase, peer: string): Promise<BenchRow> {
     peerValue: Number(peerValue.toFixed(2)),
     ratio: Number((value / peerValue).toFixed(3)),
   };
-}
-
-const pipes: SpawnOptions = { stdio: ["pipe", "pipe", "inherit"] };
-
-/** A process that answers each line with the figure of one round. */
-class Side {
-  readonly #child: ChildProcess;
-  readonly #answers: AsyncIterator<string>;
-
-  constructor(child: ChildProcess) {
-    this.#child = child;
-    if (child.stdout === null) throw new Error("the bench process has no output");
-    this.#answers = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-  }
-
-  async round(): Promise<number> {
-    this.#child.stdin?.write("go\n");
-    const { value, done } = await this.#answers.next();
-    if (done === true) throw new Error("the bench process ended before it answered");
-    return Number.parseFloat(value);
-  }
-
-  async end(): Promise<void> {
-    if (this.#child.exitCode !== null) return;
-    this.#child.stdin?.end();
-    await once(this.#child, "exit");
-  }
-}
-
-function median(values: number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 2)] as number;
 }

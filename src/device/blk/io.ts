@@ -273,8 +273,8 @@ export class BlkIo {
       this.#pending = this.#spare;
       this.#spare = slots;
       this.#pendingCount = 0;
-      const { tracer } = this.#host;
-      if (tracer !== undefined) for (let i = 0; i < count; i++) tracer.emit(ioBegin(this.#table, slots[i] as number));
+      if (this.#host.tracer !== undefined)
+        for (let i = 0; i < count; i++) this.#host.tracer.emit(ioBegin(this.#table, slots[i] as number));
       try {
         this.#backend.submit(slots, count);
       } catch (error) {
