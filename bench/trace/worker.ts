@@ -37,20 +37,19 @@ for (let i = 0; i < BATCH; i++) {
 }
 
 /** Million requests a second. */
-function round(): number {
+async function round(): Promise<number> {
   const start = process.hrtime.bigint();
   for (let done = 0; ; done += BATCHES_A_LOOK * BATCH) {
     const spent = Number(process.hrtime.bigint() - start) / 1e9;
     if (spent >= ROUND_SECONDS) return done / spent / 1e6;
     for (let i = 0; i < BATCHES_A_LOOK; i++) {
       batch.completed = 0;
-      if (driver.submit(batch, 0, BATCH) !== BATCH || batch.completed !== BATCH)
-        throw new Error("a batch was not completed at once");
+      if (driver.submit(batch, 0, BATCH) !== BATCH) throw new Error("no room for a batch");
+      // Now and then the device leaves the rest for a later turn.
+      while (batch.completed !== BATCH) await new Promise(setImmediate);
     }
   }
 }
 
-round();
-createInterface({ input: process.stdin }).on("line", () => {
-  process.stdout.write(`${round()}\n`);
-});
+await round();
+for await (const _line of createInterface({ input: process.stdin })) process.stdout.write(`${await round()}\n`);

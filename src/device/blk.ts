@@ -272,7 +272,9 @@ export class BlkDevice extends DeviceCore {
       get negotiated() {
         return device.features.has(VIRTIO_BLK_F_ZONED);
       },
-      begun: (running, batch, c) => this.tracer?.emit(requestBegin(running.index, batch.id[c] as number, this.#frame)),
+      begun: (running, batch, c) => {
+        this.tracer?.emit(requestBegin(running.index, batch.id[c] as number, this.#frame));
+      },
       answer: (running, batch, c, filled) => this.#answer(running, batch, c, VIRTIO_BLK_S_OK, filled),
       answerBytes: (running, batch, c, bytes) => this.#answerBytes(running, batch, c, bytes),
       refuse: (running, batch, c, status) => this.#refuse(running, batch, c, status),
