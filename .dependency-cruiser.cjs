@@ -37,20 +37,20 @@ module.exports = {
     })),
     layer(
       "device-knows-no-other-device",
-      "^src/device/(balloon|blk|console|rng)[/.]",
-      "^src/device/(?!$1)(balloon|blk|console|rng)[/.]",
+      "^src/device/(balloon|blk|console|custom|rng)[/.]",
+      "^src/device/(?!$1)(balloon|blk|console|custom|rng)[/.]",
       "A device is read, tested and changed by itself.",
     ),
     layer(
       "driver-knows-no-other-driver",
-      "^src/driver/(balloon|blk|console|rng)[/.]",
-      "^src/driver/(?!$1)(balloon|blk|console|rng)[/.]",
+      "^src/driver/(balloon|blk|console|custom|rng)[/.]",
+      "^src/driver/(?!$1)(balloon|blk|console|custom|rng)[/.]",
       "A driver is read, tested and changed by itself.",
     ),
     layer(
       "transport-knows-no-concrete-device",
       "^src/transport/",
-      "^src/(device|driver)/(balloon|blk|console|rng)[/.]",
+      "^src/(device|driver)/(balloon|blk|console|custom|rng)[/.]",
       "A transport carries any device: it knows DeviceCore and the driver core.",
     ),
     layer(

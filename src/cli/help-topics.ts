@@ -1,3 +1,5 @@
+import { loadUserModule } from "../host/node/user-module.ts";
+import { addCustomTypes } from "../machine/custom-devices.ts";
 import { deviceHelp, deviceListHelp, objectHelp, objectListHelp } from "../machine/object-model/device-help.ts";
 import type { TypeRegistry } from "../machine/object-model/registry.ts";
 import { createTypeRegistry } from "../machine/types.ts";
@@ -7,6 +9,15 @@ import type { HelpTopic } from "./options/device.ts";
 import { ACCEL_HELP, CPU_HELP, MACHINE_HELP } from "./options/machine-keys.ts";
 
 const LISTS = { chardev: chardevHelp(), machine: MACHINE_HELP, accel: ACCEL_HELP, cpu: CPU_HELP } as const;
+
+/** Every type that the topics may be about, users' own devices among them. @throws UsageError when a module is no device */
+export async function registryFor(topics: readonly HelpTopic[]): Promise<TypeRegistry> {
+  const registry = createTypeRegistry();
+  const devices = topics.flatMap(({ of, name }) => (of === "device" && name !== undefined ? [name] : []));
+  const options = devices.map((driver) => ({ driver, option: `-device ${driver},help` }));
+  await addCustomTypes(options, registry, loadUserModule);
+  return registry;
+}
 
 /** The answers to `-device help` and its like, from the registry. @throws UsageError for a name that there is not */
 export function answer(topics: readonly HelpTopic[], registry: TypeRegistry = createTypeRegistry()): string {

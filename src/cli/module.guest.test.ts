@@ -240,3 +240,108 @@ test("opt.NAME, readonly=on and snapshot=on", limit, async (t) => {
   const readOnly = await execInGuest(command, ["-drive", `${drive},readonly=on`], { cwd: folder });
   assert.deepEqual([readOnly.stdout.toString(), readOnly.status], ["a,b=c\n1\n", 1], readOnly.stderr);
 });
+
+/** An entropy device; `MORE` overrides parts of it, `BODY` is what a request does. */
+const rng = (body: string, more = ""): string => `import { defineDevice } from "virtkit/device";
+export default defineDevice({
+  name: "own-rng",
+  deviceId: 4,
+  queueSizes: [8],
+  properties: { letter: { type: "string", default: "x", description: "What the guest reads" } },
+  create: ({ properties }) => ({
+    onRequest({ room }) { ${body}
+      return new Uint8Array(room).fill(properties.letter.charCodeAt(0));
+    },
+  }),
+  ${more}
+});
+`;
+
+const USELESS_DEVICES: readonly (readonly [name: string, code: string, message: RegExp])[] = [
+  [
+    "missing.mjs",
+    "",
+    /^virtkit: -device module=\.\/missing\.mjs: the module \.\/missing\.mjs cannot be used: no such file/,
+  ],
+  ["throws.mjs", "throw new Error('not today');", /throws while it loads: Error: not today \(throws\.mjs:1:7\)/],
+  ["disk.mjs", ram(""), /\.\/disk\.mjs is no device: name is missing.*; deviceId is missing.*; create is missing/],
+  ["id.mjs", rng("", "deviceId: NaN,"), /deviceId is NaN: give the device type, 1\.\.63/],
+  [
+    "taken.mjs",
+    rng("", "properties: { addr: { type: 'string' } },"),
+    /properties\.addr is a property that every device has/,
+  ],
+  [
+    "create.mjs",
+    rng("", "create() {\n throw new Error('no luck');\n},"),
+    /create\(\) failed: Error: no luck \(create\.mjs:\d+:\d+\)/,
+  ],
+];
+
+test("a module that is no device is refused by one message with the option and the reason", limit, async (t) => {
+  const folder = scratchFolder(t);
+  for (const [name, code, message] of USELESS_DEVICES) {
+    if (name !== "missing.mjs") writeFileSync(join(folder, name), code);
+    await t.test(name, limit, async () => {
+      const { status, stderr } = await execInGuest("echo booted", ["-device", `module=./${name}`], { cwd: folder });
+      assert(stderr.startsWith(`virtkit: -device module=./${name}: `), stderr);
+      assert.match(stderr, message);
+      assert(stderr.split("\n").length <= 3, stderr);
+      assert.equal(status, 2);
+    });
+  }
+  writeFileSync(join(folder, "good.mjs"), rng(""));
+  for (const [option, message] of [
+    ["module=./good.mjs,lettre=y", /Property 'module=\.\/good\.mjs\.lettre' not found\nDid you mean 'letter'\?/],
+    ["module=./good.mjs,packed=perhaps", /expects 'on' or 'off'/],
+    ["module=./missing.mjs,help", /-device module=\.\/missing\.mjs,help: .*no such file/],
+    ["module=", /the module's file is missing/],
+  ] as const)
+    await t.test(option, limit, async () => {
+      const { status, stderr } = await virtkit(["run", "-device", option], { cwd: folder });
+      assert.match(stderr, message);
+      assert.equal(status, 2);
+    });
+});
+
+test("devices of the user's own, two of a module and one with packed queues", limit, async (t) => {
+  const folder = scratchFolder(t);
+  writeFileSync(join(folder, "own.mjs"), rng("", "description: 'letters',"));
+  const command = `cd /sys/class/misc/hw_random
+    for name in $(cat rng_available); do echo $name >rng_current; head -c 4 /dev/hwrng; echo; done | sort`;
+  const devices = [
+    ["-device", "module=./own.mjs,id=a,letter=a"],
+    ["-device", '{"module":"./own.mjs","id":"b","letter":"b","packed":true}'],
+    ["-device", "module=./own.mjs,disable-modern=on"],
+  ];
+  const { status, stdout, stderr } = await execInGuest(command, devices.flat(), { cwd: folder });
+  assert.deepEqual([status, stdout.toString(), stderr], [0, "aaaa\nbbbb\nxxxx\n", ""]);
+});
+
+const BROKEN: readonly (readonly [what: string, body: string, message: RegExp | undefined])[] = [
+  [
+    "throws",
+    "throw new RangeError('boom');",
+    /warn: bad: queue 0: onRequest\(\) failed: RangeError: boom \(own\.mjs:\d+:\d+\); the device needs a reset/,
+  ],
+  ["rejects", "return Promise.reject(new Error('no luck'));", /bad: queue 0: onRequest\(\) failed: Error: no luck/],
+  ["answers too much", "return new Uint8Array(room + 1);", /returned \d+ bytes where the driver has room for \d+/],
+  ["answers nonsense", "return 'x'.repeat(room);", /returned a string; return a Uint8Array, or nothing/],
+  ["hangs", "return new Promise(() => {});", undefined],
+];
+
+for (const [what, body, message] of BROKEN)
+  test(`a device of the user's own that ${what}: the guest and its other devices go on`, limit, async (t) => {
+    const folder = scratchFolder(t);
+    writeFileSync(join(folder, "own.mjs"), rng(body));
+    const devices = ["-device", "module=./own.mjs,id=bad", "-drive", "driver=module,file=./disk.mjs"];
+    writeFileSync(join(folder, "disk.mjs"), ram(""));
+    const command =
+      "timeout -s KILL 1 head -c 4 /dev/hwrng; head -c 100 /dev/urandom >/dev/vda && sync && echo going on";
+    const { status, stdout, stderr } = await execInGuest(command, devices, { cwd: folder });
+    assert.equal(status, 0, stderr);
+    assert.match(stdout.toString(), /going on\n$/);
+    if (message === undefined) assert.equal(stderr.replace(/^Killed\n/, ""), "");
+    else assert.match(stderr, message);
+    assert.doesNotMatch(stderr, /\n {4}at |internal error/);
+  });

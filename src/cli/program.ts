@@ -99,8 +99,8 @@ function addRun(program: Command, output: CliOutput, done: (status: number) => v
     const { buildRunOptions } = await import("./options/run-options.ts");
     const request = buildRunOptions(given.options);
     if (request.kind === "help") {
-      const { answer } = await import("./help-topics.ts");
-      output.out(answer(request.topics));
+      const { answer, registryFor } = await import("./help-topics.ts");
+      output.out(answer(request.topics, await registryFor(request.topics)));
       return;
     }
     const { runCommand } = await import("./commands/run.ts");

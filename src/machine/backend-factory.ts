@@ -17,5 +17,7 @@ export interface BackendFactory {
   openDrive(options: DriveOptions): Promise<BlockBackend>;
   /** Only called for a chardev that is not open already. */
   openChardev(options: ChardevOptions): Promise<CharBackend>;
+  /** The default export of a user's module. */
+  loadModule(file: string): Promise<unknown>;
   openEntropy(options: EntropyOptions): Promise<EntropySource>;
 }

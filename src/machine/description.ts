@@ -1,6 +1,7 @@
 import type { DiskSource } from "../backend/block/disk.ts";
 import type { BlockBackend } from "../backend/block/types.ts";
 import type { CharBackend } from "../backend/char/types.ts";
+import type { DeviceDefinition } from "../device/custom/define.ts";
 import type { PropertySetting } from "./object-model/values.ts";
 
 /**
@@ -33,6 +34,8 @@ export interface DeviceOptions {
   readonly id?: string;
   readonly bus?: string;
   readonly properties: readonly PropertySetting[];
+  /** What `driver` stands for, when a program brings a device of its own. */
+  readonly definition?: DeviceDefinition;
 }
 
 /** -serial */

@@ -26,6 +26,8 @@ export interface MachineParts {
   readonly pci: PciSlots;
   readonly backends: BackendFactory;
   readonly tracing?: MachineTracing;
+  /** See {@link MachineHost.rehearsal}. */
+  readonly rehearsal?: boolean;
 }
 
 /** COM1.. have this many. */
@@ -118,8 +120,8 @@ export async function buildMachine(description: MachineDescription, parts: Machi
     for (const options of description.chardevs) await addChardev(options, backends, parts, closers);
     const serials = connectSerials(description, backends);
     for (const options of description.drives) await addDrive(options, backends, parts, closers);
-    const { environment, memory, pci, tracing } = parts;
-    const host = { environment, memory, pci, backends, ...(tracing === undefined ? {} : { tracing }) };
+    const { environment, memory, pci, tracing, rehearsal = false } = parts;
+    const host = { environment, memory, pci, backends, rehearsal, ...(tracing === undefined ? {} : { tracing }) };
     const machine = new DeviceTree(host, parts.registry, serials, closers);
     addDevices(machine, allDevices(description), environment);
     return machine;

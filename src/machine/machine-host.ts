@@ -40,4 +40,6 @@ export interface MachineHost {
   /** Of engines that can give guest memory back. */
   readonly balloon?: BalloonHost;
   readonly tracing?: MachineTracing;
+  /** Nothing will run: what has effects outside, such as a user's code, is left out. */
+  readonly rehearsal?: boolean;
 }

@@ -14,6 +14,7 @@ const SMALL = 4096;
 const NOTHING: BackendFactory = {
   openDrive: async (options) => new MemoryBlockBackend({ capacity: SMALL, readOnly: options.readOnly }),
   openChardev: async ({ id }) => new NullCharBackend(id),
+  loadModule: async () => undefined,
   openEntropy: async () => ({ name: "none", fill: () => undefined }),
 };
 
@@ -40,6 +41,7 @@ export async function rehearse(
       memory: GuestMemory.allocate(SMALL),
       pci: new DeferredSlots(bus),
       backends: NOTHING,
+      rehearsal: true,
     },
   );
   await machine.close();

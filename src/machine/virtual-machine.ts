@@ -5,6 +5,7 @@ import { V86Engine } from "../engine/v86/index.ts";
 import type { TraceStats } from "../trace/stats.ts";
 import { findBalloon } from "./balloon.ts";
 import type { RunState } from "./control/controlled-machine.ts";
+import { addCustomTypes } from "./custom-devices.ts";
 import { DeferredSlots } from "./deferred-slots.ts";
 import type { DeviceOptions, MachineDescription } from "./description.ts";
 import { type DeviceSettings, deviceOptions } from "./device-settings.ts";
@@ -279,6 +280,8 @@ export class VirtualMachine {
   /** {@link addDevice}, in the words of the command line. */
   async plugIn(options: DeviceOptions): Promise<DeviceObject> {
     this.#running();
+    const { registry, backends } = this.#parts;
+    await addCustomTypes([options], registry, (file) => backends.loadModule(file));
     const device = await this.#plug().add(options);
     watchDevices([device], this.#watcher);
     return device;

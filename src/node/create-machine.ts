@@ -7,6 +7,7 @@ import { createEnvironment, createLogger } from "../host/node/environment.ts";
 import type { OnGuestProgress } from "../host/node/guest/index.ts";
 import { checkImage } from "../host/node/image-file.ts";
 import { loadUserModule } from "../host/node/user-module.ts";
+import { addCustomTypes } from "../machine/custom-devices.ts";
 import type { MachineDescription } from "../machine/description.ts";
 import { type DeviceSettings, deviceOptions } from "../machine/device-settings.ts";
 import { withAgentPorts } from "../machine/guest-agent/index.ts";
@@ -125,6 +126,7 @@ export interface AssembleOptions {
 export async function assembleMachine(options: AssembleOptions): Promise<VirtualMachine> {
   const { description, environment } = options;
   const registry = options.registry ?? createTypeRegistry();
+  await addCustomTypes(description.devices, registry, loadUserModule);
   checkDescription(description, registry);
   checkMemorySize(description.memory);
   const { traces = [], stats = false } = options;

@@ -7,13 +7,17 @@ import { PROGRAM, startProgram, virtkit } from "../testing/guest-program.ts";
 import { commandLines, fromSources, guideFiles } from "../testing/readme.ts";
 
 const limit = { timeout: 120_000 };
+const DEVICE = "docs/guides/own-device.md";
 const DISK = "docs/guides/own-disk.md";
 
-/** The guide's modules in a folder where no virtkit is installed. Programs, which nobody loads for us, get the sources. */
-function unpack(t: TestContext, guide: string): string {
+/**
+ * The guide's modules in a folder where no virtkit is installed. A program, and what it imports, is loaded by Node and not by us, so it
+ * gets our sources in place of the package.
+ */
+function unpack(t: TestContext, guide: string, usesProgram = false): string {
   const folder = scratchFolder(t);
   for (const [name, code] of guideFiles(guide))
-    writeFileSync(join(folder, name), name === "from-a-program.mjs" ? fromSources(code) : code);
+    writeFileSync(join(folder, name), usesProgram ? fromSources(code) : code);
   return folder;
 }
 
@@ -31,12 +35,29 @@ test("docs/guides/own-disk.md: the disk, in 30 lines, and its command line, as t
   assert.match(journal, /^write 1024 1024$|^write 0 \d+$/m);
 });
 
-test("docs/guides/own-disk.md: the program, as it stands", limit, async (t) => {
-  const folder = unpack(t, DISK);
-  const node = PROGRAM.slice(0, -1);
-  const run = startProgram([...node, join(folder, "from-a-program.mjs")], { cwd: folder });
-  const { status, stdout, stderr } = await run.ended;
-  assert.equal(stderr, "");
-  assert.equal(stdout.toString(), `${sha256(Buffer.alloc(2 ** 20))}  /dev/vda\n`);
-  assert.equal(status, 0);
+test("docs/guides/own-device.md: the device, in 40 lines, and its command lines, as they stand", limit, async (t) => {
+  const folder = unpack(t, DEVICE);
+  assert.ok(lineCount(DEVICE, "fortune-rng.mjs") <= 40);
+  const [run = [], help = []] = commandLines(DEVICE);
+  const { status, stdout, stderr } = await virtkit(run, { cwd: folder });
+  assert.deepEqual([status, stdout.toString(), stderr], [0, "ask again later\n", ""]);
+  const listed = await virtkit(help, { cwd: folder });
+  assert.deepEqual([listed.status, listed.stderr], [0, ""]);
+  assert.match(listed.stdout.toString(), /^module=\.\/fortune-rng\.mjs options:\n/);
+  assert.match(listed.stdout.toString(), /^ {2}phrase=<str> +- What the guest reads \(default: it is certain\. \)$/m);
+  assert.match(listed.stdout.toString(), /^ {2}limit=<size> .*\(default: 4096\)$/m);
 });
+
+for (const [guide, output] of [
+  [DISK, `${sha256(Buffer.alloc(2 ** 20))}  /dev/vda\n`],
+  [DEVICE, "yes\n"],
+] as const)
+  test(`${guide}: the program, as it stands`, limit, async (t) => {
+    const folder = unpack(t, guide, true);
+    const node = PROGRAM.slice(0, -1);
+    const run = startProgram([...node, join(folder, "from-a-program.mjs")], { cwd: folder });
+    const { status, stdout, stderr } = await run.ended;
+    assert.equal(stderr, "");
+    assert.equal(stdout.toString(), output);
+    assert.equal(status, 0);
+  });

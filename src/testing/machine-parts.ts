@@ -91,6 +91,10 @@ export class NotedBackends implements BackendFactory {
     return new NotedChar(id, () => this.events.push(`close chardev ${id}`));
   }
 
+  async loadModule(file: string): Promise<unknown> {
+    throw new VirtkitError("ERR_VIRTKIT_MODULE", `the module ${file} cannot be used: no such file`);
+  }
+
   async openEntropy(options: EntropyOptions): Promise<EntropySource> {
     if (options.type === "file") this.events.push(`open entropy ${options.path}`);
     return { name: options.type, fill: (into) => void into.fill(7) };

@@ -1,4 +1,5 @@
 import type { DeviceOptions, ObjectOptions } from "../../machine/description.ts";
+import { CUSTOM_TYPE } from "../../machine/devices/custom-device.ts";
 import { type PropertySetting, parseId } from "../../machine/object-model/values.ts";
 import { blame, UsageError } from "../../machine/usage-error.ts";
 import { isHelp, Keyval } from "./keyval.ts";
@@ -16,9 +17,12 @@ export type Parsed<T> = { readonly value: T } | { readonly help: HelpTopic };
 export function parseDevice(text: string): Parsed<DeviceOptions> {
   if (text.startsWith("{")) return { value: parseJsonDevice(text) };
   const keys = new Keyval("-device", text, "driver");
-  const driver = keys.text("driver");
+  const named = keys.text("driver");
+  const module = named === undefined ? keys.text("module") : undefined;
+  const driver = module === undefined ? named : CUSTOM_TYPE + module;
   const help = helpTopic("device", keys, driver);
   if (help !== undefined) return { help };
+  if (module === "") return keys.fail("the module's file is missing", "Write -device module=./MINE.mjs");
   if (driver === undefined || driver === "")
     return keys.fail("Parameter 'driver' is missing", "`-device help` lists what there is.");
   const id = keys.id();
@@ -46,8 +50,12 @@ function helpTopic(of: HelpTopic["of"], keys: Keyval, name: string | undefined):
 
 function parseJsonDevice(text: string): DeviceOptions {
   const option = `-device ${text}`;
-  const { driver, id, bus, ...properties } = blame(option, () => jsonObject(text));
+  const { driver: named, module, id, bus, ...properties } = blame(option, () => jsonObject(text));
   return blame(option, () => {
+    const own = named === undefined && typeof module === "string" ? module : undefined;
+    const driver = own === undefined ? named : CUSTOM_TYPE + own;
+    if (module !== undefined && own === undefined)
+      throw new UsageError("Parameter 'module' expects a file, and no driver");
     if (typeof driver !== "string") throw new UsageError("Parameter 'driver' is missing");
     const settings = Object.entries(properties).map(([name, value]) => jsonSetting(name, value));
     const name = id === undefined ? undefined : parseId(String(id));

@@ -48,7 +48,7 @@ export const RUN_OPTIONS: readonly RunOptionSpec[] = [
     name: "device",
     argument: "NAME,KEY=VALUE,...",
     group: DEVICES,
-    help: "a device; -device help and -device NAME,help list what there is",
+    help: "a device; -device help and -device NAME,help list what there is; module=./MINE.mjs is a device of your own",
   },
   {
     name: "object",

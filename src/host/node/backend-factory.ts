@@ -93,6 +93,11 @@ export class NodeBackends implements BackendFactory {
     }
   }
 
+  /** @throws ERR_VIRTKIT_MODULE */
+  async loadModule(file: string): Promise<unknown> {
+    return loadUserModule(file);
+  }
+
   /** @throws ERR_VIRTKIT_RNG_OPEN when a file cannot be read, or is no device */
   async openEntropy(options: EntropyOptions): Promise<EntropySource> {
     return options.type === "builtin" ? createEntropySource() : openRandomDevice(options.path);

@@ -135,6 +135,36 @@ export function registerVirtioPci(registry: TypeRegistry): void {
   });
 }
 
+/** A PCI proxy around one device proper. */
+export interface VirtioPciType {
+  readonly name: string;
+  readonly description?: string;
+  /** The type of the device proper, whose properties are forwarded. */
+  readonly device: string;
+  readonly category: Category;
+}
+
+/** Registers one proxy by itself, without a family around it. */
+export function registerVirtioPciType(registry: TypeRegistry, { device, ...info }: VirtioPciType): void {
+  registry.register<VirtioPciProxy>({
+    ...info,
+    parent: "virtio-pci",
+    userCreatable: true,
+    classInit(klass) {
+      klass.addProperties(DISABLE_LEGACY, DISABLE_MODERN);
+      klass.forwardProperties(BACKEND, registry.classOf(device));
+    },
+    instanceInit(proxy) {
+      proxy.addChild(BACKEND, registry.create(device));
+    },
+    realize: realizeBackend,
+  });
+}
+
+function realizeBackend(proxy: VirtioPciProxy, host: MachineHost): void {
+  proxy.backend.realize(proxy.addBus("virtio-pci-bus", "virtio-bus"), host);
+}
+
 /** A family of PCI proxies around one device proper. */
 export interface VirtioPciFamily {
   /** "virtio-blk": the types are NAME-pci, NAME-pci-transitional and NAME-pci-non-transitional, and NAME is an alias. */
@@ -161,9 +191,7 @@ export function registerVirtioPciFamily(registry: TypeRegistry, family: VirtioPc
     instanceInit(proxy) {
       proxy.addChild(BACKEND, registry.create(family.device));
     },
-    realize(proxy, host) {
-      proxy.backend.realize(proxy.addBus("virtio-pci-bus", "virtio-bus"), host);
-    },
+    realize: realizeBackend,
   });
   registry.register<VirtioPciProxy>({
     name: `${family.name}-pci`,
