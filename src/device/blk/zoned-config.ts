@@ -17,7 +17,7 @@ export interface ZonedProperties {
   readonly zoneSize?: number;
   /** What of a sequential zone can be written: a multiple of the physical block size. Default the zone's size. */
   readonly zoneCapacity?: number;
-  /** Zones at the start of the disk that are written like any other disk. Default 0. */
+  /** Zones at the start of the disk that are written like any other disk; more than there are make it all of them. Default 0. */
   readonly conventionalZones?: number;
   /** Zones that can be open at a time; 0, the default, sets no limit. */
   readonly maxOpen?: number;
@@ -34,6 +34,7 @@ export interface ZonedSettings extends ZoneLayout {
 
 /** Zones of a disk at most. */
 const MAX_ZONES = 2 ** 20;
+const UINT32_MAX = 2 ** 32 - 1;
 const DEFAULT_ZONE_SIZE = 64 * 1024 * 1024;
 
 /** What the zones depend on. */
@@ -64,9 +65,10 @@ export function checkZoned(given: ZonedProperties, medium: ZonedMedium): ZonedSe
     `${blocks}, up to ${zoneSize} (the zone's size)`,
   );
   need(capacity % block === 0, `a zoned disk of ${capacity} bytes`, blocks);
-  need(isWithin(conventionalZones, 0, count), `zoned.conventional_zones=${conventionalZones}`, `0..${count}`);
-  need(isWithin(maxActive, 0, count), `zoned.max_active=${maxActive}`, `0..${count} (the zones), 0 for no limit`);
-  const most = maxActive === 0 ? count : maxActive;
+  const zones = `0..${UINT32_MAX}`;
+  need(isWithin(conventionalZones, 0, UINT32_MAX), `zoned.conventional_zones=${conventionalZones}`, zones);
+  need(isWithin(maxActive, 0, UINT32_MAX), `zoned.max_active=${maxActive}`, `${zones}, 0 for no limit`);
+  const most = maxActive === 0 ? UINT32_MAX : maxActive;
   need(isWithin(maxOpen, 0, most), `zoned.max_open=${maxOpen}`, `0..${most}, 0 for no limit`);
   const largest = Math.min(zoneCapacity, segMax * sizeMax);
   const maxAppendSize = given.maxAppendSize ?? largest - (largest % block);
@@ -79,7 +81,7 @@ export function checkZoned(given: ZonedProperties, medium: ZonedMedium): ZonedSe
     capacity: capacity / VIRTIO_BLK_SECTOR_SIZE,
     zoneSectors: zoneSize / VIRTIO_BLK_SECTOR_SIZE,
     zoneCapacity: zoneCapacity / VIRTIO_BLK_SECTOR_SIZE,
-    conventional: conventionalZones,
+    conventional: Math.min(conventionalZones, count),
     maxOpen,
     maxActive,
     writeGranularity: block,

@@ -8,6 +8,7 @@ import {
   VIRTIO_BLK_F_MQ,
   VIRTIO_BLK_F_RO,
   VIRTIO_BLK_F_WRITE_ZEROES,
+  VIRTIO_BLK_F_ZONED,
 } from "../../spec/blk.ts";
 import {
   VIRTIO_F_EVENT_IDX,
@@ -99,6 +100,21 @@ for (const [driver, property, value, bit] of FEATURES)
     assert.deepEqual([plain.core.offeredFeatures.has(bit), changed.core.offeredFeatures.has(bit)], [!value, value]);
     assert.ok(changed.core.offeredFeatures.without(bit).equals(plain.core.offeredFeatures.without(bit)));
   });
+
+test("virtio-blk-pci,zoned=on: a host-managed disk with the zones that are asked for", OPTIONS, async () => {
+  const plain = await make("virtio-blk-pci", {});
+  assert.equal(plain.core.offeredFeatures.has(VIRTIO_BLK_F_ZONED), false);
+  const { core } = await make("virtio-blk-pci", {
+    zoned: true,
+    "zoned.zone_size": 131072,
+    "zoned.max_open": 3,
+    "zoned.max_active": 5,
+  });
+  assert.equal(core.offeredFeatures.has(VIRTIO_BLK_F_ZONED), true);
+  const fields = [72, 76, 80, 92].map((offset) => core.config.read(offset, offset === 92 ? 1 : 4));
+  assert.deepEqual(fields, [256, 3, 5, 1]);
+  await assert.rejects(make("virtio-blk-pci", { zoned: true, "zoned.zone_size": 100_000 }), /zoned.zone_size=100000/);
+});
 
 test("vectors: as many as asked for, one a queue and one more, or none", OPTIONS, async () => {
   for (const [driver, properties, expected] of [

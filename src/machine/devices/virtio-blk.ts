@@ -54,6 +54,16 @@ const MAX_DISCARD_SECTORS = property("max-discard-sectors", UINT32, MAX_SECTORS)
 const MAX_WRITE_ZEROES_SECTORS = property("max-write-zeroes-sectors", UINT32, MAX_SECTORS);
 const DISCARD_GRANULARITY = property("discard_granularity", SIZE, AUTO_GRANULARITY);
 
+/** Zones, as QEMU names those of an NVMe namespace; `conventional_zones` is our own. */
+const ZONED = property("zoned", BOOL, false, {
+  description: "on/off; a host-managed zoned disk, whose zones start empty",
+});
+const ZONE_SIZE = property("zoned.zone_size", SIZE, 64 * 1024 * 1024);
+const ZONE_CAPACITY = property("zoned.zone_capacity", SIZE, 0, { description: "0 is all of the zone" });
+const ZONES_OPEN = property("zoned.max_open", UINT32, 0);
+const ZONES_ACTIVE = property("zoned.max_active", UINT32, 0);
+const ZONES_CONVENTIONAL = property("zoned.conventional_zones", UINT32, 0);
+
 const ON_ERROR = enumType(
   "BlockdevOnError",
   ["report", "ignore", "enospc", "stop", "auto"],
@@ -93,6 +103,12 @@ const PROPERTIES: readonly Property[] = [
   MAX_DISCARD_SECTORS,
   MAX_WRITE_ZEROES_SECTORS,
   DISCARD_GRANULARITY,
+  ZONED,
+  ZONE_SIZE,
+  ZONE_CAPACITY,
+  ZONES_OPEN,
+  ZONES_ACTIVE,
+  ZONES_CONVENTIONAL,
   property("iothread", reference("link<iothread>"), undefined, {
     refuse: () => "there are no iothread objects: a device runs on the thread of its machine",
   }),
@@ -169,6 +185,21 @@ function blkProperties(device: VirtioBlkObject, drive: Drive, host: MachineHost)
     readOnly: drive.options.readOnly,
     ...geometry(device),
     ...rangeLimits(device),
+    ...zones(device),
+  };
+}
+
+function zones(device: VirtioBlkObject): Pick<BlkProperties, "zoned"> {
+  const capacity = device.get(ZONE_CAPACITY);
+  if (!device.get(ZONED)) return {};
+  return {
+    zoned: {
+      zoneSize: device.get(ZONE_SIZE),
+      ...(capacity === 0 ? {} : { zoneCapacity: capacity }),
+      maxOpen: device.get(ZONES_OPEN),
+      maxActive: device.get(ZONES_ACTIVE),
+      conventionalZones: device.get(ZONES_CONVENTIONAL),
+    },
   };
 }
 
