@@ -79,7 +79,11 @@ test(
   () => {
     for (const rig of rigs()) {
       for (const type of [1, 2, 3, 5]) assert.ok(virtio(rig, type).length >= 1, `capability ${type}`);
-      for (const type of [1, 4]) assert.ok(virtio(rig, type).every(({ offset }) => offset % 4 === 0));
+      for (const type of [1, 4])
+        assert.equal(
+          virtio(rig, type).every(({ offset }) => offset % 4 === 0),
+          true,
+        );
       // They are where the structures are: num_queues, and the first bytes of the configuration.
       const [common, device] = [virtio(rig, 1)[0], virtio(rig, 4)[0]] as [Capability, Capability];
       assert.equal(rig.pci.barRead(common.bar, common.offset + 0x12, 2), rig.device.queueSizes.length);
@@ -118,8 +122,8 @@ test(
     for (const rig of rigs(false)) {
       for (const { offset, size, multiplier, last } of doorbells(rig)) {
         assert.equal(offset % 2, 0);
-        assert.ok(multiplier === 0 || Math.log2(multiplier) % 2 === 0);
-        assert.ok(size >= 2 && size >= last * multiplier + 2);
+        assert.equal(multiplier === 0 || Math.log2(multiplier) % 2 === 0, true);
+        assert.equal(size >= 2 && size >= last * multiplier + 2, true);
       }
     }
   },
@@ -136,13 +140,13 @@ test(
   ),
   limit,
   () => {
-    assert.ok(RING_FEATURES.has(VIRTIO_F_NOTIFICATION_DATA));
+    assert.equal(RING_FEATURES.has(VIRTIO_F_NOTIFICATION_DATA), true);
     for (const rig of rigs()) {
-      assert.ok(rig.device.offeredFeatures.has(38));
+      assert.equal(rig.device.offeredFeatures.has(38), true);
       for (const { offset, size, multiplier, last } of doorbells(rig)) {
         assert.equal(offset % 4, 0);
-        assert.ok(multiplier === 0 || (multiplier % 4 === 0 && Number.isInteger(Math.log2(multiplier))));
-        assert.ok(size >= 4 && size >= last * multiplier + 4);
+        assert.equal(multiplier === 0 || (multiplier % 4 === 0 && Number.isInteger(Math.log2(multiplier))), true);
+        assert.equal(size >= 4 && size >= last * multiplier + 4, true);
       }
     }
   },
@@ -164,7 +168,7 @@ test(
     assert.equal(new Set(seen.map(({ id }) => id)).size, 3);
     for (const { id, bar, start, length } of seen) {
       assert.equal(length, sharedMemory.find((region) => region.id === id)?.memory.length);
-      assert.ok(start + length <= (rig.pci.bars.find(({ index }) => index === bar)?.size ?? 0));
+      assert.equal(start + length <= (rig.pci.bars.find(({ index }) => index === bar)?.size ?? 0), true);
       assert.deepEqual([rig.pci.barRead(bar, start, 1), rig.pci.barRead(bar, start + length - 1, 1)], [id, id]);
     }
     const memory = new Uint8Array(4096);

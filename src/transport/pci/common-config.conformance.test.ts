@@ -46,7 +46,7 @@ test(statements("device_feature shows 32 offered bits of any number", `device: $
     for (let bit = 0; bit < 32; bit++) if (((read(4, 4) >>> bit) & 1) === 1) all.push(32 * word + bit);
   }
   assert.deepEqual(all, [...device.offeredFeatures]);
-  assert.ok(all.includes(32) && all.includes(40) && all.includes(LOOP_F_HIGH));
+  assert.equal(all.includes(32) && all.includes(40) && all.includes(LOOP_F_HIGH), true);
   for (const word of [8, 100, 0x7ffffff, 0x80000000, 0xffffffff]) {
     write(0, 4, word);
     assert.equal(read(4, 4), 0);
@@ -79,7 +79,7 @@ test(statements("driver_feature shows the offered bits that the driver wrote", `
   assert.equal(read(0x14, 1), 11);
   write(8, 4, 0);
   assert.equal(read(12, 4), 1 << LOOP_F_PLAIN);
-  assert.ok(device.features.has(32));
+  assert.equal(device.features.has(32), true);
 });
 
 test(
@@ -233,7 +233,7 @@ test(
       const size = () => read(0x18, 2);
       const powerOfTwo = () => assert.equal(Math.log2(size()) % 1, 0);
       powerOfTwo();
-      assert.ok(size() <= largest && 2 * size() > largest);
+      assert.equal(size() <= largest && 2 * size() > largest, true);
       for (let value = 0; value < 300; value++) {
         write(0x18, 2, value);
         powerOfTwo();

@@ -149,13 +149,13 @@ function checkCapabilities(pci: VirtioPciDevice): void {
   assert.equal(listed, pci.configRead(0x34, 1) !== 0);
   for (; at !== 0; at = pci.configRead(at + 1, 1)) {
     const id = pci.configRead(at, 1);
-    assert.ok(id === 9 || id === 0x11);
+    assert.equal(id === 9 || id === 0x11, true);
     places.push([at, at + (id === 9 ? pci.configRead(at + 2, 1) : 12)]);
-    assert.ok(places.length < 20);
+    assert.equal(places.length < 20, true);
   }
   places.sort(([a], [b]) => a - b);
   for (const [i, [start, end]] of places.entries())
-    assert.ok(start >= 0x40 && start % 4 === 0 && end <= 256 && end <= (places[i + 1]?.[0] ?? 256));
+    assert.equal(start >= 0x40 && start % 4 === 0 && end <= 256 && end <= (places[i + 1]?.[0] ?? 256), true);
 }
 
 /** Sizes of the BARs by register, found as a guest finds them: powers of two, nothing that decodes without being told to. */
@@ -164,14 +164,17 @@ function checkBars(pci: VirtioPciDevice): number[] {
   pci.configWrite(4, 2, 3);
   for (let i = 0; i < 6; i++) {
     const register = 0x10 + 4 * i;
-    assert.ok(pci.bars.every((bar) => bar.address === undefined));
+    assert.equal(
+      pci.bars.every((bar) => bar.address === undefined),
+      true,
+    );
     pci.configWrite(register, 4, 0xffffffff);
     const answer = pci.configRead(register, 4);
     if (answer === 0) continue;
     const io = (answer & 1) === 1;
     const wide = !io && (answer & 6) === 4;
     const size = (~(answer & (io ? ~3 : ~15)) >>> 0) + 1;
-    assert.ok(Number.isInteger(Math.log2(size)) && size >= (io ? 4 : 16) && size <= (io ? 256 : 2 ** 31));
+    assert.equal(Number.isInteger(Math.log2(size)) && size >= (io ? 4 : 16) && size <= (io ? 256 : 2 ** 31), true);
     sizes[i] = size;
     // Only the bits above the size keep what is written; then the BAR decodes there.
     pci.configWrite(register, 4, 0x40000000 + size + 1);
@@ -199,6 +202,6 @@ function checkMsix(pci: VirtioPciDevice, sizes: readonly number[], vectors: numb
   const [table, pending] = [pci.configRead(at + 4, 4), pci.configRead(at + 8, 4)];
   const end = table - (table % 8) + 16 * vectors;
   const pendingEnd = pending - (pending % 8) + 8 * Math.ceil(vectors / 64);
-  assert.ok(end <= (sizes[table % 8] as number) && pendingEnd <= (sizes[pending % 8] as number));
-  assert.ok(table % 8 !== pending % 8 || end <= pending - (pending % 8));
+  assert.equal(end <= (sizes[table % 8] as number) && pendingEnd <= (sizes[pending % 8] as number), true);
+  assert.equal(table % 8 !== pending % 8 || end <= pending - (pending % 8), true);
 }

@@ -50,7 +50,7 @@ const LIVES: readonly PciDriverRigOptions[] = [
 async function lived(options: PciDriverRigOptions): Promise<readonly PciRegisterAccess[]> {
   const rig = new PciDriverRig({ ...options, device: new LoopDevice({ queueSizes: [64, 12] }) });
   await liveThrough(await rig.start(), rig.device);
-  assert.ok(common(rig.log).length > 100);
+  assert.equal(common(rig.log).length > 100, true);
   return rig.log;
 }
 
@@ -59,8 +59,9 @@ test(statements("each field is accessed in its own width, on its border", `drive
     const log = await lived(options);
     for (const { offset, size } of common(log)) assert.equal(size, WIDTHS.get(offset), `offset ${offset}`);
     // The loop device has a le64 at 0 and a le32 at 8.
-    assert.ok(ofDevice(log).length >= 3);
-    for (const { offset, size } of ofDevice(log)) assert.ok([0x2000, 0x2004, 0x2008].includes(offset) && size === 4);
+    assert.equal(ofDevice(log).length >= 3, true);
+    for (const { offset, size } of ofDevice(log))
+      assert.equal([0x2000, 0x2004, 0x2008].includes(offset) && size === 4, true);
   }
 });
 
@@ -105,7 +106,7 @@ test(
       // device_feature, num_queues, config_generation, queue_notify_off, queue_notif_config_data.
       for (const at of [0x04, 0x12, 0x15, 0x1e, 0x38]) assert.deepEqual(writesOf(log, at), [], `offset ${at}`);
       const enables = writesOf(log, ENABLE);
-      assert.ok(enables.length >= 4);
+      assert.equal(enables.length >= 4, true);
       assert.deepEqual([...new Set(enables.map(({ value }) => value))], [1]);
     }
   },
@@ -170,7 +171,7 @@ test(statements("a queue is configured, then enabled, then left alone", `driver:
         queue.written.add(offset);
       }
     }
-    assert.ok(enables >= 4);
+    assert.equal(enables >= 4, true);
   }
 });
 
@@ -202,7 +203,7 @@ test(
       }
     }
     assert.equal(waiting, false);
-    assert.ok(resets >= 3 && refused >= 9);
+    assert.equal(resets >= 3 && refused >= 9, true);
   },
 );
 
@@ -226,13 +227,16 @@ test(
       waited.filter(({ write }) => write).filter(({ offset }) => offset !== SELECT),
       [{ write: true, place: 4, offset: RESET, size: 2, value: 1 }],
     );
-    assert.ok(waited.filter(({ write, offset, value }) => !write && offset === RESET && value === 1).length >= 9);
+    assert.equal(
+      waited.filter(({ write, offset, value }) => !write && offset === RESET && value === 1).length >= 9,
+      true,
+    );
     device.release();
     await reset;
     const after = common(log.slice(before + waited.length));
     const zero = after.findIndex(({ write, offset, value }) => !write && offset === RESET && value === 0);
     const enable = after.findIndex(({ write, offset }) => write && offset === ENABLE);
-    assert.ok(zero >= 0 && enable > zero);
+    assert.equal(zero >= 0 && enable > zero, true);
     await driver.remove();
   },
 );
