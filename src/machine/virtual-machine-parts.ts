@@ -31,6 +31,8 @@ export interface VirtualMachineParts {
   readonly bios: Uint8Array;
   readonly vgaBios: Uint8Array;
   readonly wasm: Uint8Array;
+  /** The v86 module's namespace; left out, the installed package is imported. */
+  readonly library?: unknown;
   readonly registry: TypeRegistry;
   readonly backends: BackendFactory;
   readonly environment: Environment;

@@ -367,12 +367,13 @@ export class VirtualMachine {
   }
 
   async #createEngine(state: Uint8Array | undefined): Promise<V86Engine> {
-    const { description, boot, bios, vgaBios, wasm, noReboot } = this.#parts;
+    const { description, boot, bios, vgaBios, wasm, library, noReboot } = this.#parts;
     const engine = await V86Engine.create({
       memorySize: description.memory,
       bios,
       vgaBios,
       wasm,
+      library,
       serialPorts: Math.max(1, description.serials.length),
       ...(boot.from === "disk" ? {} : { boot: boot.linux }),
       ...(state === undefined ? {} : { state }),
