@@ -10,15 +10,16 @@ export interface BlkCase {
   readonly unit: "MB/s" | "IOPS";
 }
 
-/** What the worker answers to a line on its standard input. */
-export interface Round {
-  readonly own: number;
-  readonly peer: number;
+/** What the worker writes when a case is done, in the case's unit. */
+export interface CaseResult {
+  readonly name: string;
+  readonly values: readonly number[];
+  readonly peerValues: readonly number[];
 }
 
 export const IMAGE_BYTES = 128 << 20;
 /** Rounds that count, after those in which both sides' code gets compiled. */
-export const ROUNDS = 9;
+export const ROUNDS = 7;
 export const WARM_UP_ROUNDS = 3;
 
 export const CASES: readonly BlkCase[] = [

@@ -67,7 +67,7 @@ export async function bootWithBothDisks(image: string, archive: Uint8Array): Pro
     noReboot: true,
   });
   await machine.start();
-  await inGuest(machine, "sh /bench/modules");
+  await inGuest(machine, "sh /bench/modules; echo always >/sys/kernel/mm/transparent_hugepage/enabled");
   await inGuest(machine, `for i in 1 2 3 4 5 6 7 8 9 10; do [ -e ${PEER_DISK} ] && exit; sleep 0.5; done; exit 1`);
   return machine;
 }

@@ -10,6 +10,7 @@ import { DeferredSlots } from "./deferred-slots.ts";
 import type { DeviceOptions, MachineDescription } from "./description.ts";
 import { type DeviceSettings, deviceOptions } from "./device-settings.ts";
 import { virtioCores, watchDevices } from "./device-watch.ts";
+import { bootOrderFile, FirmwareDialogue } from "./firmware-boot.ts";
 import {
   type ExecOptions,
   type ExecResult,
@@ -353,6 +354,7 @@ export class VirtualMachine {
     await this.#build(engine, slots);
     if (boot.from !== "guest") {
       slots.plugIn();
+      this.#tellBootOrder();
       engine.start();
       this.#events.emit("up");
       return;
@@ -387,11 +389,20 @@ export class VirtualMachine {
     engine.on("serialDrained", (port) => this.#serials[port]?.drained());
     engine.on("poweroff", () => void this.#finish("poweroff"));
     engine.on("fault", (error) => void this.#finish("fault", error));
+    if (boot.from === "disk") this.#bootFromDisk(engine);
     engine.on("reset", () => {
       this.#restarted(true);
       if (noReboot) void this.#finish("reset");
     });
     return engine;
+  }
+
+  #bootFromDisk(engine: V86Engine): void {
+    const firmware = new FirmwareDialogue();
+    engine.on("firmware", (line) => {
+      const problem = firmware.hear(line);
+      if (problem !== undefined) void this.#finish("fault", problem);
+    });
   }
 
   async #build(engine: V86Engine, slots: DeferredSlots): Promise<void> {
@@ -440,8 +451,15 @@ export class VirtualMachine {
 
   #restarted(byGuest: boolean): void {
     this.#isGoingDown = false;
+    this.#tellBootOrder();
     this.#dialogue?.restart();
     this.#events.emit("reset", byGuest);
+  }
+
+  /** Anew at each reset: devices come and go. */
+  #tellBootOrder(): void {
+    if (this.#parts.boot.from === "disk" && this.#tree !== undefined)
+      this.#engine?.setFirmwareFile("bootorder", bootOrderFile(this.#tree.backends));
   }
 
   #sendOrders(): void {

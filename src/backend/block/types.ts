@@ -64,6 +64,8 @@ export class BlockRequests {
   readonly length: Float64Array;
   /** BLOCK_MAY_UNMAP or 0, for BLOCK_WRITE_ZEROES. */
   readonly flags: Uint8Array;
+  /** 1 for a read or write whose buffers are good inside `submit` only; see {@link BlockBackend.finishesNow}. */
+  readonly now: Uint8Array;
   /** Counts the slot's uses: an answer to an older use is dropped. */
   readonly generation: Uint32Array;
   readonly vector: IoVector[];
@@ -74,6 +76,7 @@ export class BlockRequests {
     this.offset = new Float64Array(slots);
     this.length = new Float64Array(slots);
     this.flags = new Uint8Array(slots);
+    this.now = new Uint8Array(slots);
     this.generation = new Uint32Array(slots);
     this.vector = Array.from({ length: slots }, () => new IoVector());
   }
@@ -124,6 +127,12 @@ export interface BlockBackend {
   readonly secureErase?: boolean;
   /** Of media that know; read again for each question. */
   readonly lifetime?: BlockLifetime;
+  /**
+   * Of a back end that is not {@link inline}: true when it will complete the reads and writes of the next `submit` inside it, because the
+   * data is at hand. The front side may then lend it memory that moves later, and marks those requests in {@link BlockRequests.now}:
+   * they must not be answered later, whatever happens. Asked once for each `submit`.
+   */
+  finishesNow?(): boolean;
   /** Connects the front side; one at a time. */
   attach(requests: BlockRequests, sink: BlockSink): void;
   /**

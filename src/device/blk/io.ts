@@ -95,6 +95,8 @@ export class BlkIo {
   /** Large requests whose next part is due. */
   #continuing: number[] = [];
   #turnBytes = 0;
+  /** What the back end said for the next submit; undefined when it was not asked yet. */
+  #now: boolean | undefined;
 
   constructor(host: BlkIoHost, backend: BlockBackend, slots: number, queues: number) {
     this.#host = host;
@@ -135,14 +137,21 @@ export class BlkIo {
    */
   transfer(running: RunningQueue, chain: number, frame: RequestFrame, bytes: number, descriptors: number): number {
     let staging: Uint8Array | undefined;
-    if (!(this.#backend.inline || this.#host.memory.fixed) || descriptors > BLOCK_MAX_PIECES) {
+    const stays = this.#backend.inline || this.#host.memory.fixed;
+    if (descriptors > BLOCK_MAX_PIECES || !(stays || this.#finishesNow())) {
       staging = this.#staging.take(Math.min(bytes, MAX_IO_BYTES));
       if (staging === undefined) return NONE;
     }
     const slot = this.#take(running, chain, frame);
     this.#table.staging[slot] = staging;
     this.#table.bytes[slot] = bytes;
+    this.#table.io.now[slot] = stays || staging !== undefined ? 0 : 1;
     return slot;
+  }
+
+  #finishesNow(): boolean {
+    this.#now ??= this.#backend.finishesNow?.() ?? false;
+    return this.#now;
   }
 
   /** Gives back a slot that was not begun. */
@@ -225,6 +234,7 @@ export class BlkIo {
     const pieces = table.staging[slot] === undefined ? (table.segments[slot] as SegmentList).count : 1;
     if (vector.count + pieces > BLOCK_MAX_PIECES) return false;
     this.#fill(head, slot, bytes);
+    if (table.io.now[slot] === 1) table.io.now[head] = 1;
     table.io.length[head] = (table.io.length[head] as number) + bytes;
     table.join(head, slot);
     this.#host.tracer?.emit(merge(table, head, slot));
@@ -262,6 +272,7 @@ export class BlkIo {
   submit(): void {
     for (;;) {
       this.#open = NONE;
+      this.#now = undefined;
       if (this.#pendingCount === 0 && this.#unflushed !== NONE) {
         const first = this.#unflushed;
         this.#unflushed = NONE;

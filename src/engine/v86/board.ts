@@ -1,5 +1,6 @@
 import type { AccessSize } from "../../transport/pci/function.ts";
 import type { ResetCause } from "./events.ts";
+import { DEBUG_PORT, DEBUG_PRESENT } from "./firmware.ts";
 import type { V86Imports } from "./internals.ts";
 import type { BoardPorts, IoMap } from "./io-map.ts";
 import { BOOT_PORT } from "./linux-boot.ts";
@@ -27,6 +28,8 @@ export class Board implements BoardPorts {
   haltCpu: () => void = () => {};
   /** The option ROM runs: the kernel is to be put into memory. */
   loadKernel: () => void = () => {};
+  /** A byte on the firmware's debug port; without it there is none. */
+  firmwareSaid: ((byte: number) => void) | undefined;
   /** Text in v86's own memory. */
   readText: (offset: number, length: number) => string = () => "";
   readonly #acpi: boolean;
@@ -46,6 +49,7 @@ export class Board implements BoardPorts {
       [PCI_CONFIG_ADDRESS, PCI_CONFIG_DATA + 3],
       [BOOT_PORT, BOOT_PORT],
       [PORT_A, PORT_A],
+      [DEBUG_PORT, DEBUG_PORT],
     ];
     return this.#acpi ? [...always, [PM1_CONTROL, PM1_CONTROL + 1], [HOTPLUG_FIRST, HOTPLUG_LAST]] : always;
   }
@@ -65,12 +69,14 @@ export class Board implements BoardPorts {
 
   read(port: number, size: AccessSize): number | undefined {
     if (port >= PCI_CONFIG_DATA && port < PCI_CONFIG_DATA + 4) return this.config.read(port, size);
+    if (port === DEBUG_PORT) return this.firmwareSaid === undefined ? undefined : DEBUG_PRESENT;
     return port >= HOTPLUG_FIRST && port <= HOTPLUG_LAST ? 0 : undefined;
   }
 
   write(port: number, size: AccessSize, value: number): boolean {
     if (port >= PCI_CONFIG_DATA && port < PCI_CONFIG_DATA + 4) return this.config.write(port, size, value);
-    if (port === BOOT_PORT) this.loadKernel();
+    if (port === DEBUG_PORT) this.firmwareSaid?.(value & 0xff);
+    else if (port === BOOT_PORT) this.loadKernel();
     else if (port === PORT_A && (value & FAST_RESET) !== 0) this.requestReset();
     else if (port === PM1_CONTROL && size === 2 && (value & SLEEP_ENABLE) !== 0 && (value & SLEEP_TYPE) === 0)
       this.#ask("poweroff");

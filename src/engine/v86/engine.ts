@@ -5,6 +5,7 @@ import { PCI_INTERRUPT_LINE } from "../../spec/pci.ts";
 import type { PciFunction, PciHost } from "../../transport/pci/function.ts";
 import { Board } from "./board.ts";
 import type { ResetCause, V86EngineEvents } from "./events.ts";
+import { Firmware } from "./firmware.ts";
 import { createInstance } from "./instance.ts";
 import type { V86Instance } from "./internals.ts";
 import { Interrupts } from "./interrupts.ts";
@@ -57,6 +58,7 @@ export class V86Engine {
   readonly #window: MemoryWindow;
   readonly #interrupts: Interrupts;
   readonly #serial: Serial;
+  readonly #firmware = new Firmware();
   readonly #attached = new Map<PciFunction, Plug>();
   /** There is none while a reset replaces it. */
   #instance: V86Instance | undefined;
@@ -112,6 +114,7 @@ export class V86Engine {
     io.follow(this.#window);
     board.readText = (offset, length) =>
       new TextDecoder().decode(new Uint8Array(this.#machine().cpu.wasm_memory.buffer, offset >>> 0, length >>> 0));
+    if (options.boot === undefined) board.firmwareSaid = (byte) => this.#firmware.write(byte);
     board.haltCpu = () => this.#haltCpu();
     board.loadKernel = () => {
       if (this.#boot !== undefined) placeLinux(this.#boot, this.memory);
@@ -226,6 +229,11 @@ export class V86Engine {
     this.#wake();
   }
 
+  /** A file for the firmware, by its name in QEMU's fw_cfg ("bootorder"); it is read at power-on. */
+  setFirmwareFile(name: string, data: Uint8Array): void {
+    this.#firmware.setFile(name, data);
+  }
+
   /** Bytes given to {@link sendSerial} that still wait for the guest to read; at 0 the event `serialDrained` tells. */
   serialWaiting(port: number): number {
     return this.#serial.waiting(port);
@@ -315,6 +323,7 @@ export class V86Engine {
     this.#window.follow(cpu);
     this.#interrupts.follow(cpu);
     this.#serial.follow(this.#instance);
+    this.#firmware.follow(cpu);
     this.#config.follow(cpu.devices.pci);
     cpu.reboot_internal = () => this.#board.requestReset();
     const finished = cpu.codegen_finalize_finished;
@@ -417,6 +426,7 @@ export class V86Engine {
       this.#schedule(this.#interruptPending || this.#serial.hungry ? 0 : delay);
     this.#serial.flush((port, bytes) => this.#events.emit("serial", port, bytes));
     for (const port of this.#emptied.splice(0)) this.#events.emit("serialDrained", port);
+    for (const line of this.#firmware.take()) this.#events.emit("firmware", line);
     const request = this.#board.takeRequest();
     if (request !== undefined) this.#obey(request);
   }

@@ -7,6 +7,8 @@ export interface V86EngineEvents {
   serial: [port: number, bytes: Uint8Array];
   /** The guest has been given all input of a serial port. */
   serialDrained: [port: number];
+  /** A line that the firmware wrote to its debug port; of machines that boot from a disk. */
+  firmware: [line: string];
   /** ACPI S5: the guest switched itself off. The engine has stopped. */
   poweroff: [];
   /**

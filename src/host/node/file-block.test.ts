@@ -339,3 +339,66 @@ async function asNobody(path: string, work: () => Promise<void>): Promise<void> 
     process.seteuid(0);
   }
 }
+
+/** Requests whose buffers are good inside submit only. */
+function nowClient(backend: FileBlockBackend): BlockClient {
+  const client = new BlockClient(backend);
+  client.requests.now.fill(1);
+  return client;
+}
+
+const answersNow = async (client: BlockClient, ask: Parameters<BlockClient["run"]>[0]): Promise<number> => {
+  const before = client.order.length;
+  const done = client.run(ask);
+  assert.equal(client.order.length, before + 1, "answered inside submit");
+  return (await done)[0] as number;
+};
+
+test("what must be answered inside submit is, in one piece or many, to the end of an odd file", limit, async () => {
+  const path = imageOf(8192 + 100, 7);
+  const few = (length: number): number => Math.max(1, Math.floor(length / 3));
+  const backend = await open(path, {
+    calls: {
+      ...calls({}),
+      readSync: (fd, buffer, offset, length, position) => fs.readSync(fd, buffer, offset, few(length), position),
+      readvSync: (fd, buffers, position) => fs.readvSync(fd, [buffers[0]?.subarray(0, 100) as Uint8Array], position),
+      writeSync: (fd, buffer, offset, length, position) => fs.writeSync(fd, buffer, offset, few(length), position),
+      writevSync: (fd, buffers, position) => fs.writevSync(fd, [buffers[0]?.subarray(0, 9) as Uint8Array], position),
+    },
+  });
+  const client = nowClient(backend);
+  const data = Buffer.from(Array.from({ length: 1024 }, (_, i) => i & 0xff));
+  const pieces = [whole(data.subarray(0, 512)), whole(data.subarray(512))];
+  assert.equal(await answersNow(client, { op: BLOCK_WRITE, offset: 512, pieces }), BLOCK_OK);
+  assert.equal(await answersNow(client, { op: BLOCK_WRITE, offset: 4096, pieces: [whole(data)] }), BLOCK_OK);
+  const read = Buffer.alloc(1024, 0xff);
+  assert.equal(await answersNow(client, { op: BLOCK_READ, offset: 4096, pieces: [whole(read)] }), BLOCK_OK);
+  assert.deepEqual(read, data);
+  const last = [Buffer.alloc(256, 0xff), Buffer.alloc(256, 0xff)] as const;
+  assert.equal(await answersNow(client, { op: BLOCK_READ, offset: 8192, pieces: last.map(whole) }), BLOCK_OK);
+  assert.deepEqual(Buffer.concat(last), Buffer.concat([Buffer.alloc(100, 7), Buffer.alloc(412)]));
+  assert.deepEqual(fs.readFileSync(path).subarray(512, 1536), data);
+  await backend.close();
+});
+
+test("a call that fails inside submit is an I/O error there", limit, async () => {
+  const path = imageOf(8192);
+  const fails = (): never => {
+    throw errno("EIO");
+  };
+  const sync = { readSync: fails, readvSync: fails, writeSync: fails, writevSync: () => 0 };
+  const backend = await open(path, { calls: { ...calls({}), ...sync } });
+  const client = nowClient(backend);
+  const pieces = [whole(Buffer.alloc(512))];
+  assert.equal(await answersNow(client, { op: BLOCK_READ, offset: 0, pieces }), BLOCK_IO_ERROR);
+  assert.equal(await answersNow(client, { op: BLOCK_WRITE, offset: 0, pieces }), BLOCK_IO_ERROR);
+  const two = [...pieces, whole(Buffer.alloc(512))];
+  assert.equal(await answersNow(client, { op: BLOCK_WRITE, offset: 0, pieces: two }), BLOCK_IO_ERROR);
+  await backend.close();
+});
+
+test("without calls that wait nothing is promised", limit, async () => {
+  const backend = await open(imageOf(8192), { calls: calls({}) });
+  assert.equal(backend.finishesNow(), false);
+  await backend.close();
+});

@@ -19,6 +19,7 @@ import { VirtkitError } from "../../common/error.ts";
 import { RateLimitedLog } from "./environment.ts";
 import { HolePuncher, type PunchCall } from "./hole-puncher.ts";
 import { type ImageFile, openImage } from "./image-file.ts";
+import { isLocalFile, PromptIo } from "./prompt-io.ts";
 
 /** Raw images are rounded up to whole sectors. */
 const SECTOR = 512;
@@ -38,6 +39,11 @@ export interface FileCalls {
   write(fd: number, buffer: Uint8Array, offset: number, length: number, position: number, done: Done): void;
   writev(fd: number, buffers: Uint8Array[], position: number, done: Done): void;
   fdatasync(fd: number, done: (error: NodeJS.ErrnoException | null) => void): void;
+  /** These wait. Without them everything goes through the thread pool. */
+  readSync?(fd: number, buffer: Uint8Array, offset: number, length: number, position: number): number;
+  readvSync?(fd: number, buffers: Uint8Array[], position: number): number;
+  writeSync?(fd: number, buffer: Uint8Array, offset: number, length: number, position: number): number;
+  writevSync?(fd: number, buffers: Uint8Array[], position: number): number;
 }
 
 export interface FileBlockOptions {
@@ -56,7 +62,8 @@ export interface FileBlockOptions {
 }
 
 /**
- * A raw image in a file or block device, through Node's thread pool.
+ * A raw image in a file or block device, through Node's thread pool. Reads and writes of a local file are waited for instead, as long
+ * as experience says that they only meet the page cache ({@link PromptIo}) and the front side can make use of it.
  *
  * An image whose size is no multiple of 512 is rounded up, as QEMU does it: the missing bytes read as zeros, and the file grows to
  * its last whole sector when that sector is written. Zeros are only made up there: a file that somebody cut short while it is
@@ -79,6 +86,8 @@ export class FileBlockBackend implements BlockBackend {
   readonly #noFlush: boolean;
   /** Undefined where discards are ignored. */
   readonly #puncher: HolePuncher | undefined;
+  /** Undefined where no call is ever waited for. */
+  readonly #prompt: PromptIo | undefined;
   /** Bytes in the file. */
   #size: number;
   #capacity: number;
@@ -110,6 +119,9 @@ export class FileBlockBackend implements BlockBackend {
         environment,
         ...(punch === undefined ? {} : { call: punch }),
       });
+    const { readvSync, writevSync, readSync, writeSync } = this.#calls;
+    if (readvSync && writevSync && readSync && writeSync && !image.isBlockDevice && isLocalFile(image.path))
+      this.#prompt = new PromptIo(() => environment.now());
     this.#size = image.size;
     this.#capacity = Math.ceil(image.size / SECTOR) * SECTOR;
     if (this.#capacity !== this.#size)
@@ -141,6 +153,10 @@ export class FileBlockBackend implements BlockBackend {
   detach(): void {
     this.#requests = undefined;
     this.#sink = undefined;
+  }
+
+  finishesNow(): boolean {
+    return this.#prompt?.ask() ?? false;
   }
 
   submit(slots: ArrayLike<number>, count: number): void {
@@ -198,7 +214,8 @@ export class FileBlockBackend implements BlockBackend {
     else if (op === BLOCK_FLUSH) this.#flush(slot);
     else if (op === BLOCK_READ || (op === BLOCK_WRITE && !this.readOnly)) {
       this.#moved[slot] = 0;
-      this.#move(slot, op === BLOCK_WRITE);
+      if (this.#requests?.now[slot] === 1) this.#moveNow(slot, op === BLOCK_WRITE);
+      else this.#move(slot, op === BLOCK_WRITE);
     } else if (op === BLOCK_WRITE || this.readOnly) this.#answer(slot, BLOCK_IO_ERROR);
     else if (op === BLOCK_DISCARD) this.#discard(slot);
     else if (op === BLOCK_WRITE_ZEROES) this.#writeZeroes(slot);
@@ -280,16 +297,59 @@ export class FileBlockBackend implements BlockBackend {
       this.#failed(slot, write ? "writing" : "reading", error.message);
       return;
     }
+    const problem = this.#moveCounted(slot, write, n);
+    if (problem !== undefined) this.#failed(slot, write ? "writing" : "reading", problem);
+    else if ((this.#moved[slot] as number) >= (requests.length[slot] as number)) this.#answerLater(slot, BLOCK_OK);
+    else this.#move(slot, write);
+  }
+
+  /** Counts what a call moved; at the end of a file whose last sector is not whole, the rest is zeros. Returns what is wrong, if anything. */
+  #moveCounted(slot: number, write: boolean, n: number): string | undefined {
+    const requests = this.#requests as BlockRequests;
     const moved = (this.#moved[slot] as number) + n;
     const position = (requests.offset[slot] as number) + moved;
     this.#moved[slot] = moved;
     if (write && n > 0) this.#size = Math.max(this.#size, position);
-    if (moved >= (requests.length[slot] as number)) this.#answerLater(slot, BLOCK_OK);
-    else if (n > 0) this.#move(slot, write);
-    else if (!write && position >= this.#size && position < this.#capacity) {
-      zero(requests.vector[slot] as IoVector, moved);
-      this.#answerLater(slot, BLOCK_OK);
-    } else this.#failed(slot, write ? "writing" : "reading", write ? "nothing was written" : "the file was cut short");
+    if (n > 0 || moved >= (requests.length[slot] as number)) return undefined;
+    if (write) return "nothing was written";
+    if (position < this.#size || position >= this.#capacity) return "the file was cut short";
+    zero(requests.vector[slot] as IoVector, moved);
+    this.#moved[slot] = requests.length[slot] as number;
+    return undefined;
+  }
+
+  /** The same from beginning to end before it returns. */
+  #moveNow(slot: number, write: boolean): void {
+    const requests = this.#requests as BlockRequests;
+    const length = requests.length[slot] as number;
+    const vector = requests.vector[slot] as IoVector;
+    if (write) this.#unsynced = true;
+    const start = this.#environment.now();
+    let problem: string | undefined;
+    try {
+      while (problem === undefined && (this.#moved[slot] as number) < length) {
+        const moved = this.#moved[slot] as number;
+        const n = this.#waitFor(vector, (requests.offset[slot] as number) + moved, moved, write);
+        problem = this.#moveCounted(slot, write, n);
+      }
+    } catch (error) {
+      problem = (error as Error).message;
+    }
+    this.#prompt?.took(this.#environment.now() - start, length);
+    if (problem === undefined) this.#answer(slot, BLOCK_OK);
+    else this.#failed(slot, write ? "writing" : "reading", problem);
+  }
+
+  #waitFor(vector: IoVector, position: number, moved: number, write: boolean): number {
+    const { readSync, readvSync, writeSync, writevSync } = this.#calls as Required<FileCalls>;
+    const { fd } = this.#image;
+    if (vector.count === 1) {
+      const buffer = vector.buffer[0] as Uint8Array;
+      const offset = (vector.offset[0] as number) + moved;
+      const length = (vector.length[0] as number) - moved;
+      return (write ? writeSync : readSync)(fd, buffer, offset, length, position);
+    }
+    return (write ? writevSync : readvSync)(fd, rest(vector, moved), position);
   }
 
   #flush(slot: number): void {
