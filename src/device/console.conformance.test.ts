@@ -15,6 +15,7 @@ import {
   VIRTIO_CONSOLE_F_MULTIPORT,
 } from "../spec/console.ts";
 import { VIRTIO_F_VERSION_1 } from "../spec/features.ts";
+import { turn } from "../testing/peer.ts";
 import { RAW_DATA, RawDevice } from "../testing/raw-device.ts";
 import { testEnvironment } from "../testing/rig.ts";
 import { statements } from "../testing/statements.ts";
@@ -175,6 +176,7 @@ test("console: a driver that always has one more buffer, without room, does not 
   const bench = new RawDevice(device, FeatureSet.of(VIRTIO_F_VERSION_1));
   const queue = device.queue(0)?.queue;
   assert.ok(queue);
+  await turn();
   const pop = queue.pop.bind(queue);
   let pops = 0;
   let hostile = true;
@@ -189,7 +191,7 @@ test("console: a driver that always has one more buffer, without room, does not 
   hostile = false;
   // Without a kick: the device said that it would look again.
   bench.offer(0, [], [{ address: RAW_DATA + 4096, length: 64 }]);
-  for (let i = 0; i < 5; i++) await new Promise((resolve) => setImmediate(resolve));
+  for (let i = 0; i < 5; i++) await turn();
   const bytes = new Uint8Array(5);
   bench.memory.read(RAW_DATA + 4096, bytes);
   assert.equal(Buffer.from(bytes).toString(), "typed");
@@ -200,6 +202,7 @@ test("console: a driver whose buffers for control messages come and go does not 
   console.ready();
   const queue = console.device.queue(VIRTIO_CONSOLE_CONTROL_RX)?.queue;
   assert.ok(queue);
+  await turn();
   const { pop, enableKicks } = queue;
   let looks = 0;
   queue.pop = () => 0;
@@ -208,6 +211,6 @@ test("console: a driver whose buffers for control messages come and go does not 
   assert.equal(looks < 100, true);
   Object.assign(queue, { pop, enableKicks });
   console.receive(1, false);
-  await new Promise((resolve) => setImmediate(resolve));
+  await turn();
   assert.deepEqual(console.messages(), [{ id: 1, event: VIRTIO_CONSOLE_DEVICE_ADD }]);
 });
