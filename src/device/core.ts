@@ -121,7 +121,9 @@ export abstract class DeviceCore {
     this.queueSizes = description.queueSizes;
     this.environment = description.environment;
     this.sharedMemory = checkSharedMemory(description.name, description.sharedMemory ?? []);
-    this.#offered = description.features.union(description.ringFeatures ?? DEFAULT_RING_FEATURES);
+    this.#offered = description.features
+      .union(description.ringFeatures ?? DEFAULT_RING_FEATURES)
+      .with(VIRTIO_F_VERSION_1);
     this.#modernOnly = description.modernOnly ?? FeatureSet.EMPTY;
     this.#queues = new Array(description.queueSizes.length).fill(undefined);
     this.config = new ConfigSpace(description.configSize, {

@@ -1,4 +1,5 @@
 import type { FeatureSet } from "../common/feature-set.ts";
+import type { DeviceCore } from "../device/core.ts";
 import { type DriverContext, VirtioDriver } from "../driver/core.ts";
 import { DmaAllocator, type DmaBuffer } from "../driver/dma.ts";
 import type { DriverTransport } from "../driver/transport.ts";
@@ -14,13 +15,18 @@ export interface Enabled {
 }
 
 /**
- * A context on a loop device whose transport writes down every call that changes something, in order. What is put into
+ * A context on a device, a loop device unless another is given, whose transport writes down every call that changes something, in order. What is put into
  * `overrides` is called in place of the transport's own.
  */
-export function setUpDriver(device = new LoopDevice(), delivery: "deferred" | "direct" = "deferred") {
+export function setUpDriver<D extends DeviceCore = LoopDevice>(
+  // Without an argument D is what its default says.
+  device: D = new LoopDevice() as DeviceCore as D,
+  delivery: "deferred" | "direct" = "deferred",
+) {
   const environment = nodeEnvironment();
-  const memory = GuestMemory.allocate(1 << 20);
-  const dma = new DmaAllocator(memory, 4096, (1 << 20) - 4096);
+  const bytes = 4 << 20;
+  const memory = GuestMemory.allocate(bytes);
+  const dma = new DmaAllocator(memory, 4096, bytes - 4096);
   const inner = new LoopbackTransport(device, { memory, environment, delivery });
   const calls: string[] = [];
   const enabled: Enabled[] = [];
@@ -32,6 +38,7 @@ export function setUpDriver(device = new LoopDevice(), delivery: "deferred" | "d
     "enableQueue",
     "notify",
     "writeConfig",
+    "resetQueue",
   ];
   const overrides: Partial<DriverTransport> = {};
   const transport = new Proxy<DriverTransport>(inner, {

@@ -49,6 +49,8 @@ export class LoopDevice extends DeviceCore {
       features?: FeatureSet;
       queueSizes?: number[];
       sharedMemory?: readonly SharedMemoryRegion[];
+      /** Bytes; {@link LOOP_CFG_SIZE} or more. */
+      configSize?: number;
     } = {},
   ) {
     super({
@@ -57,7 +59,7 @@ export class LoopDevice extends DeviceCore {
       queueSizes: options.queueSizes ?? [64, 16],
       features: options.features ?? FeatureSet.of(LOOP_F_PLAIN, LOOP_F_DEPENDENT, LOOP_F_HIGH),
       ringFeatures: RING_FEATURES,
-      configSize: LOOP_CFG_SIZE,
+      configSize: options.configSize ?? LOOP_CFG_SIZE,
       sharedMemory: options.sharedMemory ?? [],
       environment: options.environment ?? nodeEnvironment(),
     });

@@ -108,6 +108,8 @@ export class MovingMemory {
 
 export interface RigOptions {
   readonly memoryBytes?: number;
+  /** Physical address at which memory begins. Default 0. */
+  readonly base?: number;
   readonly environment?: Environment;
 }
 
@@ -120,9 +122,10 @@ export async function createRig<D extends VirtioDriver>(
 ): Promise<Rig<D>> {
   const environment = options.environment ?? testEnvironment;
   const size = options.memoryBytes ?? MEMORY_BYTES;
-  const moving = config.fixed ? undefined : new MovingMemory(size);
-  const memory = moving?.memory ?? GuestMemory.allocate(size);
-  const dma = new DmaAllocator(memory, 4096, size - 4096);
+  const base = options.base ?? 0;
+  const moving = config.fixed ? undefined : new MovingMemory(size, base);
+  const memory = moving?.memory ?? GuestMemory.allocate(size, base);
+  const dma = new DmaAllocator(memory, base + 4096, size - 4096);
   const bus = new VirtioBus({ dma, environment, ringFeatures: config.ring });
   const driver = await bus.bind(type, transportOf(device, config, memory, environment));
   moving?.start();
