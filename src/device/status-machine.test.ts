@@ -5,6 +5,7 @@ import { FeatureSet } from "../common/feature-set.ts";
 import { GuestMemory } from "../memory/guest-memory.ts";
 import { VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1 } from "../spec/features.ts";
 import { LOOP_F_DEPENDENT, LOOP_F_HIGH, LOOP_F_PLAIN, LoopDevice } from "../testing/loop-device.ts";
+import { statements } from "../testing/statements.ts";
 import { QUEUE_DESC_HIGH, QUEUE_DESC_LOW, QUEUE_DEVICE_LOW, QUEUE_DRIVER_LOW } from "./queue-registers.ts";
 import { StatusMachine } from "./status-machine.ts";
 
@@ -94,9 +95,16 @@ const TABLE: readonly { name: string; features?: FeatureSet; writes: number[]; r
   },
 ];
 
-// device: Basic Facilities of a Virtio Device / Feature Bits #2; device: ... / Device Reset #1
 for (const { name, features, writes, reads, faults } of TABLE) {
-  test(`device status: ${name}`, limit, () => {
+  const shows = `device status: ${name}`;
+  const title =
+    features === undefined
+      ? shows
+      : statements(
+          `${shows}: FEATURES_OK stays clear`,
+          "device: Basic Facilities of a Virtio Device / Feature Bits #2",
+        );
+  test(title, limit, () => {
     const { machine, device } = setUp();
     acceptFeatures(machine, features ?? FeatureSet.of(VIRTIO_F_VERSION_1));
     const seen = writes.map((value) => {

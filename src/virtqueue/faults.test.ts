@@ -23,6 +23,7 @@ import {
   TABLE,
   writable,
 } from "../testing/ring-rigs.ts";
+import { statements } from "../testing/statements.ts";
 import {
   ChainBatch,
   createDeviceQueue,
@@ -451,31 +452,35 @@ for (const packed of [false, true])
     assert.equal(moved.fault?.kind, "ring-address");
   });
 
-test("device, in order: what is done too early is held back", LIMIT, () => {
-  for (const packed of [false, true]) {
-    const rig = packed ? packedRig({ inOrder: true }) : splitRig({ inOrder: true });
-    for (let i = 0; i < 3; i++)
-      if (packed) offerPacked(rig as PackedRig, [writable()], i);
-      else offerSplit(rig as SplitRig, [writable()], i);
-    assert.equal(rig.queue.pop(rig.batch, 3), 3);
-    rig.queue.push(2, 1);
-    rig.queue.push(1, 2);
-    assert.equal(rig.queue.flush(), false);
-    rig.queue.push(0, 3);
-    assert.equal(rig.queue.flush(), true);
-    const used = packed
-      ? [0, 1, 2].map((i) => (rig as PackedRig).ring.readDescriptor(i))
-      : [0, 1, 2].map((i) => (rig as SplitRig).ring.readUsed(i));
-    assert.deepEqual(
-      used.map(({ id, length }) => [id, length]),
-      [
-        [0, 3],
-        [1, 2],
-        [2, 1],
-      ],
-    );
-  }
-});
+test(
+  statements("device, in order: what is done too early is held back", "device: Reserved Feature Bits #2"),
+  LIMIT,
+  () => {
+    for (const packed of [false, true]) {
+      const rig = packed ? packedRig({ inOrder: true }) : splitRig({ inOrder: true });
+      for (let i = 0; i < 3; i++)
+        if (packed) offerPacked(rig as PackedRig, [writable()], i);
+        else offerSplit(rig as SplitRig, [writable()], i);
+      assert.equal(rig.queue.pop(rig.batch, 3), 3);
+      rig.queue.push(2, 1);
+      rig.queue.push(1, 2);
+      assert.equal(rig.queue.flush(), false);
+      rig.queue.push(0, 3);
+      assert.equal(rig.queue.flush(), true);
+      const used = packed
+        ? [0, 1, 2].map((i) => (rig as PackedRig).ring.readDescriptor(i))
+        : [0, 1, 2].map((i) => (rig as SplitRig).ring.readUsed(i));
+      assert.deepEqual(
+        used.map(({ id, length }) => [id, length]),
+        [
+          [0, 3],
+          [1, 2],
+          [2, 1],
+        ],
+      );
+    }
+  },
+);
 
 test("device, split, legacy: NOTIFY_ON_EMPTY interrupts when nothing is left, whatever was asked", LIMIT, () => {
   const rig = splitRig({ notifyOnEmpty: true });

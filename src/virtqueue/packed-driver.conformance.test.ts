@@ -62,6 +62,7 @@ test(
     "a descriptor stays as it is from when it is available until it was seen used and the chain came back",
     `${TABLE} #1`,
     `${TABLE} #2`,
+    "driver: General Initialization And Device Operation / Device Cleanup #1",
   ),
   LIMIT,
   () => {

@@ -154,6 +154,36 @@ test(
   },
 );
 
+test(
+  statements(
+    "descriptors, tables and ring entries of a chain stay as they are while the device has it",
+    "driver: General Initialization And Device Operation / Device Cleanup #1",
+  ),
+  LIMIT,
+  () => {
+    let held = 0;
+    watchDriver(create, (driver) => {
+      const before = new Map<number, string>();
+      const picture = (head: number): string =>
+        JSON.stringify(chainOf(driver, head), (_, value: unknown) => (typeof value === "bigint" ? `${value}` : value));
+      let seen = 0;
+      return () => {
+        for (const [head, was] of before)
+          if (driver.inFlight.some(({ id }) => id === head)) assert.equal(picture(head), was);
+        driver.look();
+        before.clear();
+        for (const { id } of driver.inFlight) before.set(id, picture(id));
+        held += before.size;
+        // The entries of chains that the device has not looked at, which with a full ring are all of them.
+        const { availIdx } = driver.ring;
+        assert.ok(((availIdx - seen) & 0xffff) <= SIZE, "no entry was written over");
+        seen = availIdx;
+      };
+    });
+    assert.ok(held > 1000, `only ${held} chains were watched`);
+  },
+);
+
 test(statements("the available index only grows", `${QUEUES} / The Virtqueue Available Ring #1`), LIMIT, () => {
   watchDriver(create, (driver) => {
     let before = 0;
