@@ -35,6 +35,31 @@ test("what cannot be tested is of the part whose file lists it, and says why", C
   for (const [id, reason] of readUntested()) assert.ok(reason.length > 20, `${id}: ${reason}`);
 });
 
+test("docs/conformance.md lists every statement, tested by files that exist or with the reason why not", CASE, () => {
+  const root = new URL("../../", import.meta.url);
+  const rows = new Map(
+    readFileSync(new URL("docs/conformance.md", root), "utf8")
+      .split("\n")
+      .flatMap((line) => {
+        const [, id, keyword, evidence] = /^\| ((?:device|driver): .* #\d+) \| ([A-Z ]+) \| (.*) \|$/.exec(line) ?? [];
+        return id === undefined ? [] : [[id, { keyword, evidence: evidence ?? "" }] as const];
+      }),
+  );
+  const untested = readUntested();
+  const listed = [...STATEMENTS.values()].filter(({ part }) => PARTS.has(part));
+  assert.deepEqual([...rows.keys()].sort(), listed.map(({ id }) => id).sort());
+  for (const { id, keyword } of listed) {
+    const row = rows.get(id) ?? assert.fail(id);
+    const reason = untested.get(id);
+    assert.equal(row.keyword, keyword, id);
+    if (reason !== undefined) assert.equal(row.evidence, `not tested: ${reason.replaceAll("|", "\\|")}`, id);
+    else
+      for (const [, file] of row.evidence.matchAll(/(?:^|<br>)(src\/[^:]+):/g))
+        assert.ok(existsSync(new URL(file ?? "", root)), `${id}: there is no ${file}`);
+    if (reason === undefined) assert.match(row.evidence, /^src\//, id);
+  }
+});
+
 const source = new URL("../../../shared/spec/statements.csv", import.meta.url);
 const absent = existsSync(source) ? {} : { skip: "the list that conformance/statements.csv is a copy of is not here" };
 
