@@ -35,12 +35,14 @@ export default async function run(emit: (row: BenchRow) => void): Promise<void> 
     const loader = import.meta.resolve("tsx");
     const start = (folder: string, mode: string): Side =>
       new Side(process.execPath, ["--import", loader, join(folder, "bench/trace/worker.ts"), mode]);
-    variants.push(start(bare, "off"), start(whole, "off"), start(whole, "stats"));
+    variants.push(start(bare, "off"), start(whole, "off"), start(whole, "stats"), start(bare, "off"));
     const values: number[][] = variants.map(() => []);
     for (let round = 0; round < ROUNDS; round++)
       for (const [i, variant] of variants.entries()) values[i]?.push(await variant.round());
-    const [peerValue = 0, off = 0, stats = 0] = values.map(median);
+    const [peerValue = 0, off = 0, stats = 0, again = 0] = values.map(median);
     emit(row("trace.off", off, peerValue));
+    // The same code twice: how far two figures that should be equal are apart on this machine.
+    emit(row("trace.noise", again, peerValue));
     emit(row("trace.stats", stats, peerValue));
   } finally {
     await Promise.all(variants.map((variant) => variant.end()));
