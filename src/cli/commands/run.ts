@@ -15,6 +15,7 @@ import type { ControlOptions } from "../options/control.ts";
 import type { ExecOptions, RunOptions } from "../options/run-options.ts";
 import { EXIT_BROKEN_PIPE, OutputError, ProcessOutput } from "../output.ts";
 import { Session } from "../session.ts";
+import { catchUserCode } from "../user-code.ts";
 import { readVersion } from "../version.ts";
 
 /** Which option is to blame for what only the engine finds out. */
@@ -47,6 +48,7 @@ export interface SessionOptions extends RunOptions {
 /** Makes and runs a machine for the user of a terminal. Returns the status to exit with. */
 export async function runMachine(options: SessionOptions, environment: Environment): Promise<number> {
   const session = new Session();
+  const uncatch = catchUserCode(environment.log);
   const progress = progressRenderer();
   const backends = new NodeBackends({
     environment,
@@ -89,6 +91,7 @@ export async function runMachine(options: SessionOptions, environment: Environme
   } finally {
     progress.finish();
     session.close();
+    uncatch();
   }
 }
 

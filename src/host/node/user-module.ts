@@ -24,7 +24,9 @@ interface Package {
 export async function loadUserModule(path: string): Promise<unknown> {
   await checkFile(path);
   provideVirtkit();
-  const exports = await importIt(path);
+  const url = pathToFileURL(resolve(path)).href;
+  loaded.add(url);
+  const exports = await importIt(path, url);
   if ("default" in exports) return exports["default"];
   const names = Object.keys(exports);
   const has = names.length === 0 ? "it exports nothing" : `it exports ${names.join(", ")}`;
@@ -41,14 +43,22 @@ async function checkFile(path: string): Promise<void> {
   if (!found.isFile()) throw wrong(path, `it is ${found.isDirectory() ? "a directory" : "no file"}; ${KINDS}`);
 }
 
-async function importIt(path: string): Promise<Readonly<Record<string, unknown>>> {
+const loaded = new Set<string>();
+
+/** Whether an exception that nobody caught was thrown in a user's module, or in something that it called. */
+export function isFromUserModule(error: unknown): boolean {
+  const stack = error instanceof Error ? (error.stack ?? "") : "";
+  return [...loaded].some((url) => stack.includes(`${url}:`));
+}
+
+async function importIt(path: string, url: string): Promise<Readonly<Record<string, unknown>>> {
   let timer: NodeJS.Timeout | undefined;
   const over = new Promise<never>((_, reject) => {
     const why = `it is still loading after ${LOAD_LIMIT / 1000} s; a top-level await in it does not end`;
     timer = setTimeout(() => reject(wrong(path, why)), LOAD_LIMIT);
   });
   try {
-    return await Promise.race([import(pathToFileURL(resolve(path)).href), over]);
+    return await Promise.race([import(url), over]);
   } catch (error) {
     throw error instanceof VirtkitError && error.code === "ERR_VIRTKIT_MODULE"
       ? error
