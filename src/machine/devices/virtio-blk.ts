@@ -56,7 +56,7 @@ const DISCARD_GRANULARITY = property("discard_granularity", SIZE, AUTO_GRANULARI
 
 /** Zones, as QEMU names those of an NVMe namespace; `conventional_zones` is our own. */
 const ZONED = property("zoned", BOOL, false, {
-  description: "on/off; a host-managed zoned disk, whose zones start empty",
+  description: "on/off; a host-managed zoned disk, whose zones start empty; a guest that knows no zones refuses it",
 });
 const ZONE_SIZE = property("zoned.zone_size", SIZE, 64 * 1024 * 1024);
 const ZONE_CAPACITY = property("zoned.zone_capacity", SIZE, 0, { description: "0 is all of the zone" });
