@@ -55,7 +55,7 @@ export class NodeMachineTrace implements MachineTrace {
 }
 
 /**
- * Finds what is wrong with traces before anything is opened: devices that there are not, a file that is a disk's image too.
+ * Finds what is wrong with traces before anything is opened: devices that there are not, a file that cannot be made or is a disk's image too.
  * @throws UsageError
  */
 export async function checkTraces(
@@ -77,6 +77,7 @@ export async function checkTraces(
     if (file !== undefined) taken.set(file, option);
   }
   for (const { option, to } of requests) {
+    if ("file" in to) await blameAsync(option, () => TraceFile.check(to.file));
     const file = "file" in to ? await identity(to.file) : undefined;
     const other = file === undefined ? undefined : taken.get(file);
     if (other !== undefined) throw new UsageError(`the file is in use: ${other}`, { option });

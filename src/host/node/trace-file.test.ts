@@ -58,11 +58,13 @@ test("a file that cannot be made is an error that says why", limit, async (t) =>
     [join(folder, "none", "trace"), "no such directory"],
     [folder, "it is a directory"],
     [fifo, "it is a FIFO that nobody reads; start the reader first"],
-  ] as const)
-    await assert.rejects(TraceFile.open({ path, environment: nodeEnvironment() }), {
-      code: "ERR_VIRTKIT_TRACE_OPEN",
-      message: `the trace cannot be written to '${path}': ${reason}`,
-    });
+  ] as const) {
+    const error = { code: "ERR_VIRTKIT_TRACE_OPEN", message: `the trace cannot be written to '${path}': ${reason}` };
+    await assert.rejects(TraceFile.open({ path, environment: nodeEnvironment() }), error);
+    if (path !== fifo) await assert.rejects(TraceFile.check(path), error);
+  }
+  await TraceFile.check(join(folder, "new"));
+  assert.equal(existsSync(join(folder, "new")), false);
 });
 
 test("a full disk is one warning, and tracing ends", {

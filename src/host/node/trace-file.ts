@@ -1,5 +1,6 @@
 import { constants } from "node:fs";
 import * as fs from "node:fs/promises";
+import { dirname } from "node:path";
 import type { Environment } from "../../common/environment.ts";
 import { VirtkitError } from "../../common/error.ts";
 import { traceLine } from "../../trace/json-lines.ts";
@@ -58,9 +59,21 @@ export class TraceFile implements TraceSink {
       const handle = await fs.open(path, fifo ? constants.O_WRONLY | constants.O_NONBLOCK : "w");
       return new TraceFile(handle, options);
     } catch (cause) {
-      throw new VirtkitError("ERR_VIRTKIT_TRACE_OPEN", `the trace cannot be written to '${path}': ${reasonOf(cause)}`, {
-        cause,
-      });
+      throw openError(path, cause);
+    }
+  }
+
+  /**
+   * Finds what would keep {@link open} from working, without making anything.
+   * @throws ERR_VIRTKIT_TRACE_OPEN with the reason
+   */
+  static async check(path: string): Promise<void> {
+    try {
+      const found = await fs.stat(path).catch(() => undefined);
+      if (found?.isDirectory() === true) throw Object.assign(new Error(), { code: "EISDIR" });
+      await fs.access(found === undefined ? dirname(path) : path, constants.W_OK);
+    } catch (cause) {
+      throw openError(path, cause);
     }
   }
 
@@ -137,6 +150,11 @@ export class TraceFile implements TraceSink {
     const reason = reasonOf(error);
     this.#environment.log.log("warn", `${this.path}: ${reason}; the trace ends here, the guest goes on`);
   }
+}
+
+function openError(path: string, cause: unknown): VirtkitError {
+  const message = `the trace cannot be written to '${path}': ${reasonOf(cause)}`;
+  return new VirtkitError("ERR_VIRTKIT_TRACE_OPEN", message, { cause });
 }
 
 function reasonOf(cause: unknown): string {
