@@ -46,6 +46,9 @@ export const EXTRA_MODULES: readonly string[] = [
   "nls_ascii",
   "nls_utf8",
   "af_packet",
+  // The ACPI power button, and the way to hear of it.
+  "button",
+  "evdev",
 ];
 
 const canonical = (name: string): string => name.replaceAll("-", "_");
