@@ -9,6 +9,9 @@ const PACKAGES = {
   unshare: "util-linux",
   mkfifo: "coreutils",
   xz: "xz-utils",
+  mformat: "mtools",
+  mcopy: "mtools",
+  syslinux: "syslinux",
 };
 
 const isThere = (tool) => spawnSync("sh", ["-c", `PATH=$PATH:/usr/sbin:/sbin command -v ${tool}`]).status === 0;

@@ -2,9 +2,10 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { prepareGuest } from "../host/node/guest/prepare.ts";
 import { bootableDisk } from "../testing/boot-sector.ts";
-import { scratchFolder, sparseImage } from "../testing/guest-files.ts";
-import { virtkit } from "../testing/guest-program.ts";
+import { hostTool, scratchFolder, sparseImage } from "../testing/guest-files.ts";
+import { startVirtkit, virtkit } from "../testing/guest-program.ts";
 
 const limit = { timeout: 120_000 };
 const BOOT = ["run", "-boot", "c", "-serial", "stdio"];
@@ -58,4 +59,34 @@ test("without a boot sector, or a disk at all, virtkit says what the firmware sa
   const none = await virtkit(BOOT);
   assert.equal(none.status, 1);
   assert.match(none.stderr, /nothing to boot from/);
+});
+
+/** Unpacking a kernel in the guest takes its time. */
+const KERNEL_LIMIT = { timeout: 300_000 };
+
+test("a boot loader on our disk boots a stock kernel from it, which then finds that disk", KERNEL_LIMIT, async (t) => {
+  const folder = scratchFolder(t);
+  const image = sparseImage(folder, "disk.img", 64 << 20);
+  const { kernel, initrd } = await prepareGuest();
+  const config = join(folder, "syslinux.cfg");
+  const quick = "mitigations=off cryptomgr.notests noisapnp initcall_blacklist=init_kprobe_trace,crypto_kdf108_init";
+  writeFileSync(
+    config,
+    `SERIAL 0\nDEFAULT linux\nLABEL linux\nKERNEL kernel\nINITRD initrd\nAPPEND console=ttyS0 panic=-1 ${quick}\n`,
+  );
+  hostTool("mformat", "-i", image, "-v", "BOOT", "::");
+  hostTool("mcopy", "-i", image, kernel, "::kernel");
+  hostTool("mcopy", "-i", image, initrd, "::initrd");
+  hostTool("mcopy", "-i", image, config, "::");
+  hostTool("syslinux", "--install", image);
+  const machine = startVirtkit([...BOOT, "-drive", `file=${image},format=raw,if=virtio`], { input: "open" });
+  await machine.sees(/virtkit: ready/);
+  machine.write("go shell=ttyS0\n");
+  await machine.sees(/root@virtkit/);
+  machine.write("blockdev --getsize64 /dev/vda; poweroff -f\n");
+  const { status, stderr } = await machine.ended;
+  assert.equal(stderr, "");
+  assert.match(machine.stdout, /SYSLINUX/);
+  assert.match(machine.stdout, /^67108864\r?$/m);
+  assert.equal(status, 0);
 });

@@ -21,20 +21,26 @@ function place(devfn: number): string {
   return (devfn & 7) === 0 ? slot : `${slot},${devfn & 7}`;
 }
 
-/** Follows what the firmware says, to tell a machine that will never boot from one that is busy. */
-export class FirmwareDialogue {
-  #failures: string[] = [];
+/** An engine whose firmware tells what it does. */
+interface FirmwareLines {
+  on(event: "firmware", listener: (line: string) => void): unknown;
+}
 
-  /** A line on the firmware's debug port. Returns why the machine cannot boot, once the firmware has given up. */
-  hear(line: string): VirtkitError | undefined {
-    if (line.startsWith("Booting from")) this.#failures.push(line.replace(/\.+$/, ""));
-    else if (line.startsWith("Boot failed: ")) this.#failures.push(`${this.#failures.pop() ?? ""}: ${line.slice(13)}`);
-    if (!line.startsWith(NOTHING_BOOTS)) return undefined;
-    const tried = this.#failures.filter((failure) => failure.includes(": "));
-    this.#failures = [];
-    return new VirtkitError(
-      "ERR_VIRTKIT_NO_BOOT",
-      `the firmware has nothing to boot from (${[...tried, NOTHING_BOOTS].join("; ")}); give a virtio disk with a boot sector, or leave out -boot c for the prepared guest`,
+/** Follows what the firmware says, to tell a machine that will never boot from one that is busy; `report` gets what it tried. */
+export function onNothingToBoot(engine: FirmwareLines, report: (error: VirtkitError) => void): void {
+  let tried: string[] = [];
+  let trying = "";
+  engine.on("firmware", (line) => {
+    if (line.startsWith("Booting from ")) trying = line.replace(/\.+$/, "");
+    else if (line.startsWith("Boot failed: ")) tried.push(`${trying}: ${line.slice("Boot failed: ".length)}`);
+    if (!line.startsWith(NOTHING_BOOTS)) return;
+    const said = [...tried, NOTHING_BOOTS].join("; ");
+    tried = [];
+    report(
+      new VirtkitError(
+        "ERR_VIRTKIT_NO_BOOT",
+        `the firmware has nothing to boot from (${said}); give a virtio disk with a boot sector, or leave out -boot c for the prepared guest`,
+      ),
     );
-  }
+  });
 }

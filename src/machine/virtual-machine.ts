@@ -10,7 +10,7 @@ import { DeferredSlots } from "./deferred-slots.ts";
 import type { DeviceOptions, MachineDescription } from "./description.ts";
 import { type DeviceSettings, deviceOptions } from "./device-settings.ts";
 import { virtioCores, watchDevices } from "./device-watch.ts";
-import { bootOrderFile, FirmwareDialogue } from "./firmware-boot.ts";
+import { bootOrderFile, onNothingToBoot } from "./firmware-boot.ts";
 import {
   type ExecOptions,
   type ExecResult,
@@ -389,20 +389,12 @@ export class VirtualMachine {
     engine.on("serialDrained", (port) => this.#serials[port]?.drained());
     engine.on("poweroff", () => void this.#finish("poweroff"));
     engine.on("fault", (error) => void this.#finish("fault", error));
-    if (boot.from === "disk") this.#bootFromDisk(engine);
+    if (boot.from === "disk") onNothingToBoot(engine, (error) => void this.#finish("fault", error));
     engine.on("reset", () => {
       this.#restarted(true);
       if (noReboot) void this.#finish("reset");
     });
     return engine;
-  }
-
-  #bootFromDisk(engine: V86Engine): void {
-    const firmware = new FirmwareDialogue();
-    engine.on("firmware", (line) => {
-      const problem = firmware.hear(line);
-      if (problem !== undefined) void this.#finish("fault", problem);
-    });
   }
 
   async #build(engine: V86Engine, slots: DeferredSlots): Promise<void> {
