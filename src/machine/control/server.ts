@@ -42,7 +42,7 @@ export class ControlServer {
         ),
     };
     const isQuitting = (): boolean => quitting;
-    this.#unwatch = watchEvents(machine, isQuitting, (name, data) => {
+    this.#unwatch = watchEvents(machine, environment, isQuitting, (name, data) => {
       for (const session of this.#sessions) session.event(name, data);
     });
   }
