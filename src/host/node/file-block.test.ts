@@ -17,7 +17,7 @@ import { blockBackendContract, readOnlyBlockContract, whole } from "../../testin
 import { BlockClient } from "../../testing/block-client.ts";
 import { createRig, RIG_CONFIGS, type RigConfig, testEnvironment } from "../../testing/rig.ts";
 import { FileBlockBackend, type FileBlockOptions, type FileCalls } from "./file-block.ts";
-import type { PunchCall } from "./hole-puncher.ts";
+import type { PunchCall } from "./punch-call.ts";
 import { openOverlay } from "./scratch-file.ts";
 
 const limit = { timeout: 60_000 };

@@ -17,9 +17,10 @@ import {
 import type { Environment } from "../../common/environment.ts";
 import { VirtkitError } from "../../common/error.ts";
 import { RateLimitedLog } from "./environment.ts";
-import { HolePuncher, type PunchCall } from "./hole-puncher.ts";
+import { HolePuncher } from "./hole-puncher.ts";
 import { type ImageFile, openImage } from "./image-file.ts";
 import { isLocalFile, PromptIo } from "./prompt-io.ts";
+import type { PunchCall } from "./punch-call.ts";
 
 /** Raw images are rounded up to whole sectors. */
 const SECTOR = 512;

@@ -1,11 +1,8 @@
-import { spawn } from "node:child_process";
 import type { Environment } from "../../common/environment.ts";
+import { type PunchCall, punchHoleLater } from "./punch-call.ts";
 
 /** Called once a hole is punched; false when that cannot be done on this host or file. */
 export type Punched = (ok: boolean) => void;
-
-/** Starts fallocate(1) with the file as its descriptor 3; a test may put something else in its place. */
-export type PunchCall = (fd: number, offset: number, length: number, done: (error: string | undefined) => void) => void;
 
 interface Hole {
   readonly offset: number;
@@ -13,13 +10,9 @@ interface Hole {
   readonly done: Punched[];
 }
 
-/** Milliseconds that a call may take. */
-const LIMIT = 60_000;
-
 /**
- * Gives the blocks of ranges of a file back to the host. Node has no call for that, so each hole is a run of fallocate(1), one
- * at a time; neighbours that wait meanwhile become one hole. The first run that fails ends it for good: the program is not
- * there, or the file system cannot do it. See docs/adr/0005-freeing-host-blocks.md.
+ * Gives the blocks of ranges of a file back to the host, one hole at a time; neighbours that wait meanwhile become one hole. The
+ * first that fails ends it for good: the means are not there, or the file system cannot do it. See docs/adr/0005-freeing-host-blocks.md.
  */
 export class HolePuncher {
   /** False once it turned out that it cannot be done. */
@@ -35,7 +28,7 @@ export class HolePuncher {
     this.#fd = fd;
     this.#name = options.name;
     this.#environment = options.environment;
-    this.#call = options.call ?? runFallocate;
+    this.#call = options.call ?? punchHoleLater;
   }
 
   /** Frees a range in bytes; it reads as zeros once `done(true)` was called. */
@@ -76,18 +69,4 @@ export class HolePuncher {
     const hint = "discards free nothing, zeros are written";
     this.#environment.log.log("warn", `${this.#name}: no space can be given back to the host (${error}); ${hint}`);
   }
-}
-
-/** The descriptor itself goes to the program, so that a file that was renamed or removed meanwhile is the right one still. */
-function runFallocate(fd: number, offset: number, length: number, done: (error: string | undefined) => void): void {
-  const program = ["--punch-hole", "--offset", String(offset), "--length", String(length), "/proc/self/fd/3"];
-  const child = spawn("fallocate", program, { stdio: ["ignore", "ignore", "ignore", fd], timeout: LIMIT });
-  let told = false;
-  const tell = (error: string | undefined): void => {
-    if (told) return;
-    told = true;
-    done(error);
-  };
-  child.on("error", (error) => tell(error.message));
-  child.on("exit", (code, signal) => tell(code === 0 ? undefined : `fallocate ended with ${code ?? signal}`));
 }
