@@ -325,7 +325,7 @@ export class FileBlockBackend implements BlockBackend {
     const length = requests.length[slot] as number;
     const vector = requests.vector[slot] as IoVector;
     if (write) this.#unsynced = true;
-    const start = this.#environment.now();
+    this.#prompt?.begin();
     let problem: string | undefined;
     try {
       while (problem === undefined && (this.#moved[slot] as number) < length) {
@@ -336,7 +336,7 @@ export class FileBlockBackend implements BlockBackend {
     } catch (error) {
       problem = (error as Error).message;
     }
-    this.#prompt?.took(this.#environment.now() - start, length);
+    this.#prompt?.end(length);
     if (problem === undefined) this.#answer(slot, BLOCK_OK);
     else this.#failed(slot, write ? "writing" : "reading", problem);
   }

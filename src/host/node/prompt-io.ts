@@ -35,13 +35,20 @@ export function isLocalFile(path: string): boolean {
  */
 export class PromptIo {
   readonly #now: () => number;
+  readonly #waits: () => number;
+  #startedAt = 0;
+  #waitsBefore = 0;
   #score = 0;
   #refused = 0;
   #pausedUntil = Number.NEGATIVE_INFINITY;
 
-  /** @param now milliseconds */
-  constructor(now: () => number) {
+  /**
+   * @param now milliseconds
+   * @param waits how often this process has waited for something so far: a call that only lost the CPU to others was not slow
+   */
+  constructor(now: () => number, waits: () => number = voluntarySwitches) {
     this.#now = now;
+    this.#waits = waits;
   }
 
   /** Whether the next call may be waited for. */
@@ -54,10 +61,19 @@ export class PromptIo {
     return this.#refused % PROBE === 0;
   }
 
-  /** A call that moved `bytes` bytes was waited for `milliseconds`. */
-  took(milliseconds: number, bytes: number): void {
-    const slow = milliseconds > CALL_TIME + bytes * BYTE_TIME;
+  /** A call begins that is waited for. */
+  begin(): void {
+    this.#waitsBefore = this.#waits();
+    this.#startedAt = this.#now();
+  }
+
+  /** It has moved `bytes` bytes. */
+  end(bytes: number): void {
+    const milliseconds = this.#now() - this.#startedAt;
+    const slow = milliseconds > CALL_TIME + bytes * BYTE_TIME && this.#waits() !== this.#waitsBefore;
     this.#score = slow ? Math.min(HIGHEST, this.#score + SLOW) : Math.max(0, this.#score - FAST);
-    if (milliseconds > LONG) this.#pausedUntil = this.#now() + milliseconds * PAUSE;
+    if (slow && milliseconds > LONG) this.#pausedUntil = this.#now() + milliseconds * PAUSE;
   }
 }
+
+const voluntarySwitches = (): number => process.resourceUsage().voluntaryContextSwitches;
