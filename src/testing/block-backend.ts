@@ -60,6 +60,22 @@ export function blockBackendContract(name: string, make: MakeBlockBackend): void
     }
   };
 
+  test(`${name}: after detach() another front side may come, to the same bytes`, limit, async (t) => {
+    await withClient(BLOCKS * 512, async (first, backend) => {
+      if (backend.detach === undefined) return t.skip("it serves one front side in its life");
+      const written = new Uint8Array(1024).fill(7);
+      assert.deepEqual(await first.run({ op: BLOCK_WRITE, offset: 512, pieces: [whole(written)] }), [BLOCK_OK]);
+      assert.throws(() => new BlockClient(backend), { code: "ERR_VIRTKIT_ATTACHED" });
+      for (const slots of [64, 8]) {
+        backend.detach();
+        const next = new BlockClient(backend, slots);
+        const read = new Uint8Array(1024);
+        assert.deepEqual(await next.run({ op: BLOCK_READ, offset: 512, pieces: [whole(read)] }), [BLOCK_OK]);
+        assert.deepEqual(read, written);
+      }
+    });
+  });
+
   test(`${name}: random vectored requests against a plain array of bytes`, limit, async () => {
     const request = fc.record({
       write: fc.boolean(),

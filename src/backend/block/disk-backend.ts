@@ -154,8 +154,15 @@ export class DiskBackend implements BlockBackend {
         `${this.name} serves a device already; open the disk once for each`,
       );
     const slots = requests.slots + MAX_ABANDONED;
+    if (this.#port !== undefined && slots > this.#own.slots)
+      throw new VirtkitError(
+        "ERR_VIRTKIT_ATTACHED",
+        `${this.name} was opened for a device with fewer requests at a time; give the new one the same queues`,
+      );
     this.#front = requests;
     this.#sink = sink;
+    // The disk keeps the requests that it was given first: it may still work on some that nobody waits for.
+    if (this.#port !== undefined) return;
     this.#own = new BlockRequests(slots);
     this.#owner = new Int32Array(slots);
     this.#ownerGeneration = new Uint32Array(slots);
@@ -168,6 +175,11 @@ export class DiskBackend implements BlockBackend {
       answered: (slot, generation, result, problem) => this.#answered(slot, generation, result, problem),
       resized: (capacity) => this.#resized(capacity),
     });
+  }
+
+  detach(): void {
+    this.#front = undefined;
+    this.#sink = undefined;
   }
 
   submit(slots: ArrayLike<number>, count: number): void {

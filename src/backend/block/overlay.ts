@@ -34,6 +34,8 @@ export class OverlayBlockBackend implements BlockBackend {
   readonly inline: boolean;
   readonly discard = true;
   readonly writeZeroes = true;
+  /** Of disks that both have it. */
+  readonly detach?: () => void;
   readonly #base: BlockBackend;
   readonly #scratch: BlockBackend;
   readonly #owned = new SparseBits();
@@ -74,6 +76,13 @@ export class OverlayBlockBackend implements BlockBackend {
     this.#scratch = scratch;
     this.#capacity = base.capacity;
     this.#baseEnd = base.capacity;
+    if (base.detach !== undefined && scratch.detach !== undefined)
+      this.detach = () => {
+        base.detach?.();
+        scratch.detach?.();
+        this.#requests = undefined;
+        this.#sink = undefined;
+      };
   }
 
   get capacity(): number {
@@ -101,13 +110,6 @@ export class OverlayBlockBackend implements BlockBackend {
     };
     this.#onBase = new SubRequests(this.#base, requests, host);
     this.#onScratch = new SubRequests(this.#scratch, requests, host);
-  }
-
-  detach(): void {
-    this.#base.detach?.();
-    this.#scratch.detach?.();
-    this.#requests = undefined;
-    this.#sink = undefined;
   }
 
   submit(slots: ArrayLike<number>, count: number): void {

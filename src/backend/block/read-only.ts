@@ -11,6 +11,8 @@ import {
 /** Another back end with every way to change it taken out: what would change it fails and never reaches it. */
 export class ReadOnlyBlockBackend implements BlockBackend {
   readonly readOnly = true;
+  /** Of a back end that has it. */
+  readonly detach?: () => void;
   readonly #inner: BlockBackend;
   #requests: BlockRequests | undefined;
   #sink: BlockSink | undefined;
@@ -18,6 +20,12 @@ export class ReadOnlyBlockBackend implements BlockBackend {
 
   constructor(inner: BlockBackend) {
     this.#inner = inner;
+    if (inner.detach !== undefined)
+      this.detach = () => {
+        inner.detach?.();
+        this.#requests = undefined;
+        this.#sink = undefined;
+      };
   }
 
   get name(): string {
@@ -40,12 +48,6 @@ export class ReadOnlyBlockBackend implements BlockBackend {
     this.#inner.attach(requests, sink);
     this.#requests = requests;
     this.#sink = sink;
-  }
-
-  detach(): void {
-    this.#inner.detach?.();
-    this.#requests = undefined;
-    this.#sink = undefined;
   }
 
   submit(slots: ArrayLike<number>, count: number): void {
