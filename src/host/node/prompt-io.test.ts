@@ -57,6 +57,9 @@ test("a disk that takes its time is soon waited for once in 64 questions only", 
 test("a long wait is followed by fifty times its length without one", limit, () => {
   const prompt = promptIo();
   assert.equal(prompt.ask(), true);
+  prompt.took(1, 4096);
+  for (let i = 0; i < 3; i++) prompt.took(HIT, 4096);
+  assert.equal(prompt.ask(), true);
   prompt.took(40, 4096);
   prompt.pass(1999);
   assert.equal(prompt.ask(), false);
@@ -70,6 +73,25 @@ test("a call during which only the CPU went to others is not slow", limit, () =>
     prompt.took(50, 4096, false);
     assert.equal(prompt.ask(), true);
   }
+});
+
+test("while calls are quick nobody asks how often the process waited", limit, () => {
+  let asked = 0;
+  let now = 0;
+  const prompt = new PromptIo(
+    () => now,
+    () => asked++,
+  );
+  const took = (milliseconds: number): void => {
+    prompt.begin();
+    now += milliseconds;
+    prompt.end(4096);
+  };
+  for (let i = 0; i < 100; i++) took(HIT);
+  assert.equal(asked, 0);
+  took(MISS);
+  took(MISS);
+  assert.equal(asked, 2);
 });
 
 test("a large transfer may take longer than a small one", limit, () => {

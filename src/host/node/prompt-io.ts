@@ -61,18 +61,19 @@ export class PromptIo {
     return this.#refused % PROBE === 0;
   }
 
-  /** A call begins that is waited for. */
+  /** A call begins that is waited for. Waits are only counted after a slow call: to ask for them costs as much as a short call. */
   begin(): void {
-    this.#waitsBefore = this.#waits();
+    this.#waitsBefore = this.#score > 0 ? this.#waits() : Number.NaN;
     this.#startedAt = this.#now();
   }
 
   /** It has moved `bytes` bytes. */
   end(bytes: number): void {
     const milliseconds = this.#now() - this.#startedAt;
-    const slow = milliseconds > CALL_TIME + bytes * BYTE_TIME && this.#waits() !== this.#waitsBefore;
+    const counted = !Number.isNaN(this.#waitsBefore);
+    const slow = milliseconds > CALL_TIME + bytes * BYTE_TIME && !(counted && this.#waits() === this.#waitsBefore);
     this.#score = slow ? Math.min(HIGHEST, this.#score + SLOW) : Math.max(0, this.#score - FAST);
-    if (slow && milliseconds > LONG) this.#pausedUntil = this.#now() + milliseconds * PAUSE;
+    if (slow && counted && milliseconds > LONG) this.#pausedUntil = this.#now() + milliseconds * PAUSE;
   }
 }
 
