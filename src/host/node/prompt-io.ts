@@ -8,14 +8,16 @@ const LOCAL: ReadonlySet<number> = new Set([
 /** Milliseconds a call may take when the data is in the page cache: a part for the call, a part for each byte. */
 const CALL_TIME = 0.25;
 const BYTE_TIME = 2 / 2 ** 20;
-/** What a call that took longer adds to the score, what one that did not takes away, and the score at which calls are no longer waited for. */
-const SLOW = 4;
-const FAST = 1;
+/**
+ * The score counts slow calls up and others down: on a busy machine some calls are slow because the CPU went to others, but most calls are only slow
+ * when the data is not at hand. At LIMIT calls are no longer waited for.
+ */
 const LIMIT = 8;
 const HIGHEST = 16;
 /** Beyond the limit one question of so many is still answered with yes, to find out whether that has changed. */
 const PROBE = 64;
-/** A call of more than LONG milliseconds is followed by a pause of PAUSE times its length. */
+/** Where several calls were slow, one of more than LONG milliseconds is followed by a pause of PAUSE times its length. */
+const SEVERAL = 3;
 const LONG = 10;
 const PAUSE = 50;
 
@@ -35,20 +37,14 @@ export function isLocalFile(path: string): boolean {
  */
 export class PromptIo {
   readonly #now: () => number;
-  readonly #waits: () => number;
   #startedAt = 0;
-  #waitsBefore = 0;
   #score = 0;
   #refused = 0;
   #pausedUntil = Number.NEGATIVE_INFINITY;
 
-  /**
-   * @param now milliseconds
-   * @param waits how often this process has waited for something so far: a call that only lost the CPU to others was not slow
-   */
-  constructor(now: () => number, waits: () => number = voluntarySwitches) {
+  /** @param now milliseconds */
+  constructor(now: () => number) {
     this.#now = now;
-    this.#waits = waits;
   }
 
   /** Whether the next call may be waited for. */
@@ -61,20 +57,16 @@ export class PromptIo {
     return this.#refused % PROBE === 0;
   }
 
-  /** A call begins that is waited for. Waits are only counted after a slow call: to ask for them costs as much as a short call. */
+  /** A call begins that is waited for. */
   begin(): void {
-    this.#waitsBefore = this.#score > 0 ? this.#waits() : Number.NaN;
     this.#startedAt = this.#now();
   }
 
   /** It has moved `bytes` bytes. */
   end(bytes: number): void {
     const milliseconds = this.#now() - this.#startedAt;
-    const counted = !Number.isNaN(this.#waitsBefore);
-    const slow = milliseconds > CALL_TIME + bytes * BYTE_TIME && !(counted && this.#waits() === this.#waitsBefore);
-    this.#score = slow ? Math.min(HIGHEST, this.#score + SLOW) : Math.max(0, this.#score - FAST);
-    if (slow && counted && milliseconds > LONG) this.#pausedUntil = this.#now() + milliseconds * PAUSE;
+    const slow = milliseconds > CALL_TIME + bytes * BYTE_TIME;
+    this.#score = slow ? Math.min(HIGHEST, this.#score + 1) : Math.max(0, this.#score - 1);
+    if (slow && milliseconds > LONG && this.#score >= SEVERAL) this.#pausedUntil = this.#now() + milliseconds * PAUSE;
   }
 }
-
-const voluntarySwitches = (): number => process.resourceUsage().voluntaryContextSwitches;
