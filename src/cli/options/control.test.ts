@@ -31,6 +31,8 @@ for (const [text, message] of [
   ["unix:/a.sock,server=maybe", /Parameter 'server' expects 'on' or 'off'/],
   ["unix:/a.sock,server,telnet=on", /'telnet' is not supported/],
   ["unix:/a.sock,server,wiat=off", /Invalid parameter 'wiat'\nDid you mean 'wait'/],
+  ["unix:/a.sock,sever", /Invalid parameter 'sever'\nDid you mean 'server'/],
+  ["unix:/a.sock,serve=on", /Invalid parameter 'serve'\nDid you mean 'server'/],
 ] as const)
   test(`refused: -qmp ${text}`, limit, () => {
     assert.throws(

@@ -135,7 +135,7 @@ test("what is in the way: a socket left behind is replaced, all else is refused"
   await refused(file, /unix:.*file cannot be listened on: there is a file of that name that is no socket/);
   mkdirSync(join(folder, "folder"));
   await refused(join(folder, "folder"), /is no socket/);
-  await refused(join(folder, "no", "such"), /cannot be listened on/);
+  await refused(join(folder, "no", "such"), /cannot be listened on: no such directory/);
   await refused(join(folder, "x".repeat(200)), /cannot be listened on/);
 
   const busy = join(folder, "busy");

@@ -1,5 +1,6 @@
 import { lstatSync, unlinkSync } from "node:fs";
 import * as net from "node:net";
+import { dirname } from "node:path";
 import type { Environment } from "../../common/environment.ts";
 import { VirtkitError } from "../../common/error.ts";
 import type { ControlServer } from "../../machine/control/server.ts";
@@ -85,6 +86,9 @@ export class ControlSocket {
     // Node would cut it off without a word.
     if ("path" in address && Buffer.byteLength(address.path) > PATH_MAX)
       throw inTheWay(address.path, `a socket's path has at most ${PATH_MAX} bytes`);
+    // Node calls this a lack of permission.
+    if ("path" in address && lstatSync(dirname(address.path), { throwIfNoEntry: false }) === undefined)
+      throw inTheWay(address.path, "no such directory");
     try {
       await this.#listenOnce().catch(async (error: NodeJS.ErrnoException) => {
         if (error.code !== "EADDRINUSE" || !("path" in address)) throw error;
