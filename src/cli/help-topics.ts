@@ -15,7 +15,7 @@ export async function registryFor(topics: readonly HelpTopic[]): Promise<TypeReg
   const registry = createTypeRegistry();
   const devices = topics.flatMap(({ of, name }) => (of === "device" && name !== undefined ? [name] : []));
   const options = devices.map((driver) => ({ driver, option: `-device ${driver},help` }));
-  await addCustomTypes(options, registry, loadUserModule);
+  await addCustomTypes(options, registry, (file) => loadUserModule(file));
   return registry;
 }
 

@@ -89,6 +89,49 @@ test("a module that is no disk is refused by one message with the option and the
   });
 });
 
+const NEVER = "new Promise(() => {})";
+const HANGING: readonly (readonly [name: string, code: string, options: readonly string[], message: RegExp])[] = [
+  ["load.mjs", `await ${NEVER};`, ["-drive", "driver=module,file=./load.mjs"], /it is still loading after 0\.5 s/],
+  [
+    "open.mjs",
+    `export default async () => ${NEVER};`,
+    ["-drive", "driver=module,file=./open.mjs"],
+    /\.\/open\.mjs: opening it takes longer than 0\.5 s/,
+  ],
+];
+
+test("a module that hangs while it loads or opens is an error after the timeout", limit, async (t) => {
+  const folder = scratchFolder(t);
+  for (const [name, code, [option = "", value = ""], message] of HANGING)
+    await t.test(name, limit, async () => {
+      writeFileSync(join(folder, name), `setInterval(() => {}, 1000);\n${code}`);
+      const words = [option, `${value},timeout=0.5`];
+      const { status, stderr } = await execInGuest("echo booted", words, { cwd: folder });
+      assert(stderr.startsWith(`virtkit: ${words.join(" ")}: `), stderr);
+      assert.match(stderr, message);
+      assert.equal(status, 2);
+    });
+});
+
+test("a signal ends what a hanging module holds up", limit, async (t) => {
+  const folder = scratchFolder(t);
+  writeFileSync(join(folder, "device.mjs"), `console.error("here"); await ${NEVER};`);
+  writeFileSync(join(folder, "load.mjs"), `console.error("here"); await ${NEVER};`);
+  writeFileSync(join(folder, "open.mjs"), `export default () => (console.error("here"), ${NEVER});`);
+  for (const [signal, number, ...options] of [
+    ["SIGINT", 2, "-device", "module=./device.mjs"],
+    ["SIGTERM", 15, "-drive", "driver=module,file=./load.mjs,timeout=0"],
+    ["SIGINT", 2, "-drive", "driver=module,file=./open.mjs,timeout=0"],
+  ] as const)
+    await t.test(options.join(" "), limit, async () => {
+      const run = startVirtkit(["run", "--exec", "echo booted", ...options], { cwd: folder });
+      await run.complains(/here/);
+      run.kill(signal);
+      const { status, stderr } = await run.ended;
+      assert.deepEqual([status, stderr], [128 + number, "here\n"]);
+    });
+});
+
 /** Reads and writes the disk in front and in the middle, and shows what became of it. */
 const TRY = `for at in 0 128; do
     head -c 4096 /dev/urandom >/tmp/data

@@ -126,7 +126,8 @@ export interface AssembleOptions {
 export async function assembleMachine(options: AssembleOptions): Promise<VirtualMachine> {
   const { description, environment } = options;
   const registry = options.registry ?? createTypeRegistry();
-  await addCustomTypes(description.devices, registry, loadUserModule);
+  const { signal } = options;
+  await addCustomTypes(description.devices, registry, (file) => loadUserModule(file, { signal }));
   checkDescription(description, registry);
   checkMemorySize(description.memory);
   const { traces = [], stats = false } = options;
@@ -136,7 +137,8 @@ export async function assembleMachine(options: AssembleOptions): Promise<Virtual
   for (const { option, source, readOnly } of description.drives)
     await blameAsync(option, async () => {
       if ("file" in source) await checkImage(source.file, readOnly);
-      else if ("module" in source && typeof source.module === "string") await loadUserModule(source.module);
+      else if ("module" in source && typeof source.module === "string")
+        await loadUserModule(source.module, { limit: source.timeout, signal });
     });
   const files = await prepareBoot({
     source: options.source,
@@ -148,7 +150,7 @@ export async function assembleMachine(options: AssembleOptions): Promise<Virtual
     data: options.data,
     term: options.term,
     onProgress: options.onProgress,
-    signal: options.signal,
+    signal,
   });
   return new VirtualMachine({
     ...files,

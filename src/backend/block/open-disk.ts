@@ -5,10 +5,8 @@ import type { DiskContext } from "./disk.ts";
 import { DiskBackend } from "./disk-backend.ts";
 import { checkDisk } from "./disk-check.ts";
 
-/** Milliseconds that a request may take unless said otherwise. */
+/** Milliseconds that a request, and opening the disk, may take unless said otherwise. */
 export const DISK_TIMEOUT = 10_000;
-/** Milliseconds that opening a disk may take at least. */
-const OPEN_LIMIT = 60_000;
 
 export interface OpenDiskOptions {
   readonly environment: Environment;
@@ -16,8 +14,10 @@ export interface OpenDiskOptions {
   readonly name?: string;
   /** What {@link DiskContext.options} has. Default nothing. */
   readonly options?: Readonly<Record<string, string>>;
-  /** Milliseconds that a request may take before it becomes an I/O error; 0 for as long as it takes. Default 10000. */
+  /** Milliseconds that opening may take, and a request before it becomes an I/O error; 0 for as long as it takes. Default 10000. */
   readonly timeout?: number;
+  /** Rejects when opening is not to be waited for any longer. */
+  readonly stopped?: Promise<never>;
   /** Default false. */
   readonly readOnly?: boolean;
   /** Flushes are answered without being done. Default false. */
@@ -36,7 +36,9 @@ export async function openDisk(source: unknown, options: OpenDiskOptions): Promi
     log: (message, level = "warn") => environment.log.log(level, `${name}: ${message}`),
   };
   const given =
-    typeof source === "function" ? await open(source as Factory, context, { name, environment, timeout }) : source;
+    typeof source === "function"
+      ? await open(source as Factory, context, { name, environment, timeout, stopped: options.stopped })
+      : source;
   return new DiskBackend(checkDisk(given, name), { name, environment, timeout, readOnly, noFlush });
 }
 
@@ -46,17 +48,18 @@ interface Opening {
   readonly name: string;
   readonly environment: Environment;
   readonly timeout: number;
+  readonly stopped: Promise<never> | undefined;
 }
 
-async function open(factory: Factory, context: DiskContext, { name, environment, timeout }: Opening): Promise<unknown> {
-  const limit = Math.max(OPEN_LIMIT, timeout);
+async function open(factory: Factory, context: DiskContext, opening: Opening): Promise<unknown> {
+  const { name, environment, timeout, stopped } = opening;
   let cancel = (): void => {};
   const over = new Promise<never>((_, reject) => {
-    const late = `${name}: opening it takes longer than ${limit / 1000} s; its function has to return the disk`;
-    if (timeout > 0) cancel = environment.after(limit, () => reject(new VirtkitError("ERR_VIRTKIT_MODULE", late)));
+    const late = `${name}: opening it takes longer than ${timeout / 1000} s; its function has to return the disk (the drive's timeout=SECONDS changes how long it waits)`;
+    if (timeout > 0) cancel = environment.after(timeout, () => reject(new VirtkitError("ERR_VIRTKIT_MODULE", late)));
   });
   try {
-    return await Promise.race([callIt(factory, context, name), over]);
+    return await Promise.race([callIt(factory, context, name), over, ...(stopped === undefined ? [] : [stopped])]);
   } finally {
     cancel();
   }

@@ -52,6 +52,7 @@ export async function runMachine(options: SessionOptions, environment: Environme
   const progress = progressRenderer();
   const backends = new NodeBackends({
     environment,
+    signal: session.signal,
     onQuit: () => session.quit(),
     onInterrupt: () => process.kill(process.pid, "SIGINT"),
   });

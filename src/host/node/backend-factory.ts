@@ -16,10 +16,12 @@ import { probeFormat } from "./image-format.ts";
 import { openOverlay } from "./scratch-file.ts";
 import { openSocketChar } from "./socket-char.ts";
 import { Terminal, type TerminalOptions } from "./terminal.ts";
-import { loadUserModule } from "./user-module.ts";
+import { loadUserModule, waitAtMost } from "./user-module.ts";
 
 export interface NodeBackendOptions extends Pick<TerminalOptions, "input" | "output" | "onQuit" | "onInterrupt"> {
   readonly environment: Environment;
+  /** Ends the waiting for users' modules. */
+  readonly signal?: AbortSignal;
 }
 
 /** Back ends of files, sockets and the terminal, in Node. */
@@ -57,16 +59,20 @@ export class NodeBackends implements BackendFactory {
   }
 
   async #openModule({ module, options, timeout }: ModuleDrive, drive: DriveOptions): Promise<BlockBackend> {
+    const { signal } = this.#options;
     const environment = awake(this.#options.environment);
     const overlay = drive.snapshot === true && !drive.readOnly;
-    const backend = await openDisk(typeof module === "string" ? await loadUserModule(module) : module, {
+    const source = typeof module === "string" ? await loadUserModule(module, { limit: timeout, signal }) : module;
+    const patience = waitAtMost(0, signal, () => new Error());
+    const backend = await openDisk(source, {
       environment,
       name: typeof module === "string" ? module : `drive '${drive.id}'`,
       options,
       timeout,
       readOnly: drive.readOnly || overlay,
       noFlush: drive.cache.noFlush,
-    });
+      stopped: patience.over,
+    }).finally(() => patience.end());
     return overlay ? openOverlay(backend, { environment }) : backend;
   }
 
@@ -95,7 +101,7 @@ export class NodeBackends implements BackendFactory {
 
   /** @throws ERR_VIRTKIT_MODULE */
   async loadModule(file: string): Promise<unknown> {
-    return loadUserModule(file);
+    return loadUserModule(file, { signal: this.#options.signal });
   }
 
   /** @throws ERR_VIRTKIT_RNG_OPEN when a file cannot be read, or is no device */
@@ -104,7 +110,7 @@ export class NodeBackends implements BackendFactory {
   }
 
   #openTerminal({ mux, signal }: StdioChardev): Terminal {
-    const { environment: _, ...streams } = this.#options;
+    const { environment: _, signal: _abort, ...streams } = this.#options;
     this.#terminal = new Terminal({ ...streams, mux, signal });
     return this.#terminal;
   }

@@ -1,4 +1,4 @@
-import { lstatSync, unlinkSync } from "node:fs";
+import { lstatSync, rmSync, unlinkSync } from "node:fs";
 import * as net from "node:net";
 import { dirname } from "node:path";
 import type { Environment } from "../../common/environment.ts";
@@ -35,6 +35,11 @@ export class ControlSocket {
   #server: net.Server | undefined;
   #socket: net.Socket | undefined;
   #closed = false;
+  /** For a program that ends without closing. */
+  readonly #remove = (): void => {
+    const { address } = this.#options;
+    if ("path" in address) rmSync(address.path, { force: true });
+  };
   /** While the client's end is full: resolves when it takes more. */
   #full: Promise<void> | undefined;
   #connected: () => void = () => {};
@@ -79,6 +84,7 @@ export class ControlSocket {
       socket.end(() => socket.destroy());
     }
     await closed;
+    process.off("exit", this.#remove);
   }
 
   async #listen(): Promise<void> {
@@ -112,6 +118,7 @@ export class ControlSocket {
         server.removeListener("error", reject);
         server.on("error", () => undefined);
         this.#server = server;
+        process.on("exit", this.#remove);
         resolve();
       });
     });

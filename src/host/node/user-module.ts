@@ -7,8 +7,8 @@ import { pathToFileURL } from "node:url";
 import { VirtkitError } from "../../common/error.ts";
 import { faultText } from "../../common/fault-text.ts";
 
-/** Milliseconds that a module's own statements may take, such as a top-level await. */
-const LOAD_LIMIT = 60_000;
+/** Milliseconds that a module's own statements may take unless said otherwise, such as a top-level await. */
+const LOAD_LIMIT = 10_000;
 const ROOT = new URL("../../../", import.meta.url);
 const KINDS = "give an ES module: a file that ends in .mjs or .js, with a default export";
 
@@ -17,16 +17,24 @@ interface Package {
   readonly exports: Readonly<Record<string, string>>;
 }
 
+export interface LoadOptions {
+  /** Milliseconds that loading may take; 0 for as long as it takes. Default 10000. */
+  readonly limit?: number;
+  /** Ends the waiting. */
+  readonly signal?: AbortSignal | undefined;
+}
+
 /**
  * The default export of a user's module. An import of `virtkit/...` in it is this virtkit, where no other is installed.
- * @throws ERR_VIRTKIT_MODULE when there is no such file, it is no JavaScript, throws while it loads, or has no default export
+ * @throws ERR_VIRTKIT_MODULE when there is no such file, it is no JavaScript, throws while it loads or takes too long, or has no default
+ * export
  */
-export async function loadUserModule(path: string): Promise<unknown> {
+export async function loadUserModule(path: string, options: LoadOptions = {}): Promise<unknown> {
   await checkFile(path);
   provideVirtkit();
   const url = pathToFileURL(resolve(path)).href;
   loaded.add(url);
-  const exports = await importIt(path, url);
+  const exports = await importIt(path, url, options);
   if ("default" in exports) return exports["default"];
   const names = Object.keys(exports);
   const has = names.length === 0 ? "it exports nothing" : `it exports ${names.join(", ")}`;
@@ -45,27 +53,52 @@ async function checkFile(path: string): Promise<void> {
 
 const loaded = new Set<string>();
 
+/** Whether users' code may run in this program. */
+export const hasUserModules = (): boolean => loaded.size > 0;
+
 /** Whether an exception that nobody caught was thrown in a user's module, or in something that it called. */
 export function isFromUserModule(error: unknown): boolean {
   const stack = error instanceof Error ? (error.stack ?? "") : "";
   return [...loaded].some((url) => stack.includes(`${url}:`));
 }
 
-async function importIt(path: string, url: string): Promise<Readonly<Record<string, unknown>>> {
-  let timer: NodeJS.Timeout | undefined;
-  const over = new Promise<never>((_, reject) => {
-    const why = `it is still loading after ${LOAD_LIMIT / 1000} s; a top-level await in it does not end`;
-    timer = setTimeout(() => reject(wrong(path, why)), LOAD_LIMIT);
-  });
+async function importIt(
+  path: string,
+  url: string,
+  { limit = LOAD_LIMIT, signal }: LoadOptions,
+): Promise<Readonly<Record<string, unknown>>> {
+  const late = `it is still loading after ${limit / 1000} s; a top-level await in it does not end`;
+  const patience = waitAtMost(limit, signal, () => wrong(path, late));
   try {
-    return await Promise.race([import(url), over]);
+    return await Promise.race([import(url), patience.over]);
   } catch (error) {
-    throw error instanceof VirtkitError && error.code === "ERR_VIRTKIT_MODULE"
+    throw error instanceof VirtkitError && ["ERR_VIRTKIT_MODULE", "ERR_VIRTKIT_STOPPED"].includes(error.code)
       ? error
       : wrong(path, why(error, path), error);
   } finally {
-    clearTimeout(timer);
+    patience.end();
   }
+}
+
+/** Keeps the program alive while something of the user's is waited for, which need not hold anything that does. */
+export function waitAtMost(
+  limit: number,
+  signal: AbortSignal | undefined,
+  late: () => Error,
+): { readonly over: Promise<never>; end(): void } {
+  let end = (): void => {};
+  const over = new Promise<never>((_, reject) => {
+    const timer = limit > 0 ? setTimeout(() => reject(late()), limit) : setInterval(() => {}, 2 ** 30);
+    const aborted = (): void => reject(new VirtkitError("ERR_VIRTKIT_STOPPED", "it was stopped meanwhile"));
+    signal?.addEventListener("abort", aborted);
+    if (signal?.aborted === true) aborted();
+    end = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", aborted);
+    };
+  });
+  over.catch(() => {});
+  return { over, end: () => end() };
 }
 
 function why(error: unknown, path: string): string {
