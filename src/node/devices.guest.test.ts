@@ -166,6 +166,6 @@ test("the help lists every device and the properties of each", limit, async () =
   for (const name of names) {
     const { status, stdout } = await virtkit(["run", "-device", `${name},help`]);
     assert.equal(status, 0);
-    assert.match(stdout.toString(), new RegExp(`^${name} options:\n( {2}[\\w-]+=<.+\n)+$|no options`));
+    assert.match(stdout.toString(), new RegExp(`^${name} options:\n( {2}[\\w.-]+=<.+\n)+$|no options`));
   }
 });
