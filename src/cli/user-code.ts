@@ -28,9 +28,11 @@ export function catchUserCode(log: Logger): () => void {
     writeSync(process.stderr.fd, `virtkit: a module ended the program with process.exit(${status})\n`);
     process.exitCode = 1;
   };
-  process.on("uncaughtException", caught).on("exit", exiting);
+  // Only a program that nothing is left to do for comes here: no module ended it.
+  const idle = (): void => void process.off("exit", exiting);
+  process.on("uncaughtException", caught).on("exit", exiting).on("beforeExit", idle);
   return () => {
-    process.off("uncaughtException", caught).off("exit", exiting);
+    process.off("uncaughtException", caught).off("exit", exiting).off("beforeExit", idle);
     if (hasUserModules()) setTimeout(() => process.exit(), LINGER).unref();
   };
 }
