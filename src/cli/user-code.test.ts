@@ -39,3 +39,12 @@ test("what a module throws in a timer, or rejects with for nobody, is logged; wh
   assert.notEqual(bad.status, 0);
   assert.match(bad.stderr, /Error: my own/);
 });
+
+test("a module that ends the program is told of, and is no success", { timeout: 30_000 }, async (t) => {
+  const folder = scratchFolder(t);
+  writeFileSync(join(folder, "host.mts"), HOST);
+  writeFileSync(join(folder, "own.mjs"), "setTimeout(() => process.exit(0), 1); export default {};");
+  const { status, stderr } = await startProgram([...PROGRAM.slice(0, -1), join(folder, "host.mts")], { cwd: folder })
+    .ended;
+  assert.deepEqual([status, stderr], [1, "virtkit: a module ended the program with process.exit(0)\n"]);
+});

@@ -7,7 +7,7 @@ import {
   type DriveOptions,
   type ModuleDrive,
 } from "../../machine/description.ts";
-import { oneOf } from "../../machine/nearest.ts";
+import { nearest, oneOf } from "../../machine/nearest.ts";
 import { Keyval } from "./keyval.ts";
 
 const INTERFACES = ["none", "virtio"] as const;
@@ -30,6 +30,20 @@ const OTHER_INTERFACES = ["ide", "scsi", "floppy", "pflash", "mtd", "sd", "xen"]
 const THROTTLE = /^(throttling\.|iops|bps)/;
 /** Where a file name would lead outside the file system. */
 const PROTOCOL = /^(nbd|nbd\+unix|https?|ftps?|ssh|rbd|iscsi|gluster|nfs|json|fat|null-co|blkdebug|vxhs):/;
+
+/** Keys of a module's drive that may have been meant by a word that is like them. */
+const MODULE_KEYS = [
+  "file",
+  "timeout",
+  "index",
+  "format",
+  "driver",
+  "media",
+  "cache",
+  "readonly",
+  "snapshot",
+  "discard",
+];
 
 const UNSUPPORTED = {
   serial: "it is a property of the device: -device virtio-blk-pci,serial=...",
@@ -75,14 +89,37 @@ export function parseDrive(text: string): ParsedDrive {
   keys.refuse(UNSUPPORTED);
   for (const key of keys.keys.filter((one) => THROTTLE.test(one)))
     keys.fail(`'${key}' is not supported: drives are not throttled`);
+  refuseOwnKeys(keys, "module" in source);
   keys.finish();
   return parsed;
 }
 
 const isModule = (keys: Keyval): boolean => [keys.text("driver"), keys.text("format")].includes("module");
 
+/** Keys that are a module's own, or are meant to be. */
+function refuseOwnKeys(keys: Keyval, forModule: boolean): void {
+  for (const { name, value } of keys.rest()) {
+    if (!forModule && name.startsWith("opt."))
+      keys.fail(
+        `'${name}' has a meaning only with driver=module`,
+        "An image has no settings of its own; leave it out.",
+      );
+    if (!forModule) continue;
+    if (name === "opt" || name === "opt.")
+      keys.fail(`Invalid parameter '${name}'`, "Write opt.NAME=VALUE, with a NAME that the module knows.");
+    const close = nearest(name, MODULE_KEYS);
+    if (close?.likely !== true && name !== "" && value !== true)
+      keys.fail(`Invalid parameter '${name}'`, `A setting of the module's own is written opt.${name}=${value}`);
+  }
+}
+
 /** A module of the user's own in place of an image. */
 function parseModule(keys: Keyval, module: string): ModuleDrive {
+  for (const key of ["format", "driver"]) {
+    const other = keys.text(key);
+    if (other !== undefined && other !== "module" && !(key === "format" && other === "raw"))
+      keys.fail(`${key}=${other} is not for a module`, `It gives the disk's bytes as they are; leave out ${key}=.`);
+  }
   const seconds = keys.text("timeout");
   const timeout = seconds === undefined ? DISK_TIMEOUT : Math.round(Number(seconds) * 1000);
   if (seconds?.trim() === "" || !(timeout >= 0 && timeout < 2 ** 31))
@@ -94,6 +131,8 @@ function parseModule(keys: Keyval, module: string): ModuleDrive {
 
 function fileName(keys: Keyval): string {
   const file = keys.textOf("file", "file.filename");
+  if ((file === undefined || file === "") && isModule(keys))
+    keys.fail("a module must be specified", "Add its file: -drive driver=module,file=./MINE.mjs");
   if (file === undefined || file === "")
     keys.fail("an image must be specified", "Add file=IMAGE: -drive file=disk.img,format=raw,if=virtio");
   const [, protocol] = PROTOCOL.exec(file) ?? [];
@@ -112,8 +151,13 @@ function parseFormat(keys: Keyval, file: string): "raw" | undefined {
     );
   return keys.fail(
     `Unknown driver '${format}'`,
-    "Valid: format=raw for an image, driver=module for a JavaScript module.",
+    suggestLikely(format, ["raw", "module"], "Valid: format=raw for an image, driver=module for a JavaScript module."),
   );
+}
+
+function suggestLikely(name: string, candidates: readonly string[], more: string): string {
+  const close = nearest(name, candidates);
+  return close?.likely === true ? `Did you mean '${close.name}'? ${more}` : more;
 }
 
 export const rawName = (file: string): string => `${file.replace(/\.[^./\\]*$/, "")}.raw`;

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { UsageError } from "../../machine/usage-error.ts";
+import { parseDrive } from "./drive.ts";
 import { readRunArguments } from "./raw-options.ts";
 import { buildRunOptions, type RunOptions, type RunRequest } from "./run-options.ts";
 
@@ -367,3 +368,23 @@ for (const [argv, message] of WRONG)
       (error) => error instanceof UsageError && message.test(error.message),
     );
   });
+
+for (const [value, message] of [
+  ["driver=module,file=x.mjs,format=qcow2", /format=qcow2 is not for a module/],
+  ["driver=raw,file=x.mjs,format=module", /driver=raw is not for a module/],
+  ["driver=module,file=x.mjs,mib=3", /Invalid parameter 'mib'\n.*opt\.mib=3/],
+  ["driver=module,file=x.mjs,opt=3", /Invalid parameter 'opt'\nWrite opt\.NAME=VALUE/],
+  ["driver=module,file=x.mjs,timeuot=3", /Did you mean 'timeout'/],
+  ["file=disk.img,format=raw,opt.a=3", /'opt\.a' has a meaning only with driver=module/],
+  ["driver=modul,file=x.mjs", /Did you mean 'module'\?/],
+  ["driver=module", /a module must be specified\n.*file=\.\/MINE\.mjs/],
+] as const)
+  test(`-drive ${value}: refused with the way out`, { timeout: 10_000 }, () => {
+    assert.throws(() => parseDrive(value), message);
+  });
+
+test("-drive driver=module: format=raw changes nothing", { timeout: 10_000 }, () => {
+  const { source, format } = parseDrive("driver=module,file=x.mjs,format=raw,opt.mib=3");
+  assert.deepEqual(source, { module: "x.mjs", options: { mib: "3" }, timeout: 10_000 });
+  assert.equal(format, "raw");
+});
