@@ -28,9 +28,11 @@ export function parseControl(text: string): ControlOptions {
     to: "give the port itself",
   });
   for (const key of ["ipv4", "ipv6", "nodelay", "delay"]) keys.flag(key);
-  // A misspelt "server" is what is to blame then.
-  if (!server) keys.finish();
-  if (!server) keys.fail("the machine does not connect to a client by itself", `Add server=on. ${FORMS}.`);
+  if (!server) {
+    // A misspelt "server" is what is to blame then.
+    keys.finish();
+    keys.fail("the machine does not connect to a client by itself", `Add server=on. ${FORMS}.`);
+  }
   const address = kind === "unix" ? { path: rest } : tcpAddress(keys, rest);
   keys.finish();
   return { option: keys.option, address, wait };
